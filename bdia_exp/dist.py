@@ -1,0 +1,82 @@
+"""Processes working together: the only importer of `torch.distributed`.
+
+Every function works in a single process too, where the world has one rank. Under `torchrun` the
+environment says who we are; the backend is NCCL on CUDA and gloo on the CPU.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+def in_torchrun() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start(device: str = "cpu") -> None:
+    """Joins the process group that `torchrun` describes; does nothing in a single process."""
+    if not in_torchrun() or td.is_initialized():
+        return
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.set_device(local_rank())
+    td.init_process_group("nccl" if on_cuda else "gloo")
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its own machine: the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def barrier() -> None:
+    """Waits until every rank has come this far."""
+    if td.is_initialized():
+        td.barrier()
+
+
+def broadcast(value):
+    """Rank 0's `value` (any picklable object), on every rank."""
+    if not td.is_initialized():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value) -> list:
+    """Every rank's `value`, in rank order, on every rank."""
+    if not td.is_initialized():
+        return [value]
+    out: list = [None] * world()
+    td.all_gather_object(out, value)
+    return out
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor, in place, by its mean over the ranks; one message for all of them."""
+    if not td.is_initialized():
+        return
+    tensors = list(tensors)
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    td.all_reduce(flat)
+    flat /= world()
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))

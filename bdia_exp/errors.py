@@ -1,0 +1,17 @@
+"""What a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input or a missing thing, told in one sentence that says what to do.
+
+    The command line prints the sentence and exits with status 1; no traceback is shown.
+    """
+
+
+def nearest(word: str, known) -> str:
+    """`; did you mean 'x'?` for the name in `known` most like `word`, or the names themselves."""
+    import difflib
+
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

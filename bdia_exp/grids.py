@@ -1,0 +1,98 @@
+"""Grids: the levels that a sampler visits, from noise to data.
+
+Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
+model's discrete schedule; `karras` needs none.
+
+`pairing` says which ᾱ goes with the time k that the network is told (docs/guide.md, "Grids"):
+
+* `ddim`: ᾱ_k, and the last level is clean, (1, 0), as in the DDIM paper's code;
+* `pndm`: ᾱ_{k+1}, and the last level is ᾱ_0, as in the code that published the checkpoints of
+  BDIA's Table 2.
+"""
+
+import math
+from collections.abc import Sequence
+
+from bdia_exp.core import CLEAN, Grid
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.schedules import DiscreteVP, edm
+
+PAIRINGS = {"ddim": 0, "pndm": 1}
+
+
+def karras(
+    steps: int,
+    schedule: DiscreteVP | None = None,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Grid:
+    """EDM's grid: `steps` values of σ, evenly spaced in σ^(1/ρ), then 0 [EDM 5].
+
+    Raises UserError if 0 < sigma_min < sigma_max does not hold.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise UserError(
+            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
+        )
+    hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    last = max(steps - 1, 1)  # a single step starts at sigma_max
+    return (*(edm((hi + i / last * (lo - hi)) ** rho) for i in range(steps)), CLEAN)
+
+
+def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
+    """Times ⌊iT/N⌋, i = 0 … N−1, then the last level [DDIM D.3 "linear"].
+
+    Equal to the usual range(0, T, T//N) when N divides T, and N steps long also when it does not.
+    """
+    return _to_the_end([i * len(schedule) // steps for i in range(steps)], schedule, pairing)
+
+
+def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: str = "ddim") -> Grid:
+    """Times ⌊τ_i²⌋ with τ evenly spaced on [0, √(fraction · T)] [DDIM D.3 "quadratic"].
+
+    Small times may occur twice, as in the official code: the step between is the identity and
+    still costs an evaluation.
+    """
+    return _to_the_end(_squares(0.0, fraction * len(schedule), steps), schedule, pairing)
+
+
+def quad_full(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
+    """`quad` over the whole range: τ evenly spaced on [0, √(T − 1)]."""
+    return _to_the_end(_squares(0.0, len(schedule) - 1, steps), schedule, pairing)
+
+
+def deis_quad(
+    steps: int, schedule: DiscreteVP, *, pairing: str = "ddim", last_step: bool = False
+) -> Grid:
+    """DEIS's quadratic times: N + 1 of them, from T − 2 down to 0, where the grid ends.
+
+    The last level is that of time 0, not clean. With `last_step`, N times from 1 on, then 0.
+    """
+    top = len(schedule) - 1
+    times = [0, *_squares(1.0, top, steps)] if last_step else _squares(0.0, top, steps + 1)
+    shift = _shift(pairing)
+    return tuple(schedule(k, shift=shift) for k in reversed(times))
+
+
+def _squares(low: float, high: float, count: int) -> list[int]:
+    """⌊τ²⌋ for `count` values of τ evenly spaced on [√low, √high], as numpy.linspace has them."""
+    start, stop = math.sqrt(low), math.sqrt(high)
+    if count == 1:
+        return [int(stop**2)]  # one step starts at the noisy end
+    step = (stop - start) / (count - 1)
+    roots = [start + i * step for i in range(count - 1)] + [stop]
+    return [int(root**2) for root in roots]
+
+
+def _to_the_end(times: Sequence[int], schedule: DiscreteVP, pairing: str) -> Grid:
+    """The levels of `times`, noisiest first, and the pairing's last level."""
+    shift = _shift(pairing)
+    return tuple(schedule(k, shift=shift) for k in (*reversed(times), -1))
+
+
+def _shift(pairing: str) -> int:
+    if pairing not in PAIRINGS:
+        raise UserError(f"grid.pairing={pairing!r} is unknown{nearest(pairing, PAIRINGS)}")
+    return PAIRINGS[pairing]

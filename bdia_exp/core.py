@@ -74,3 +74,14 @@ Rule = Callable[[Sequence[Estimate], Level], Tensor]
 
 Sampler = Callable[[Denoiser, Tensor, Grid], Iterator[Tensor]]
 """A generator of states, one for each level of the grid after the first."""
+
+
+class Counted:
+    """A denoiser that counts its evaluations: the only source of every NFE that is reported."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser, self.nfe = denoiser, 0
+
+    def __call__(self, z: Tensor, level: Level) -> Estimate:
+        self.nfe += 1
+        return self.denoiser(z, level)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from bdia_exp.core import CLEAN, Level
+from bdia_exp.errors import UserError
 
 
 class DiscreteVP:
@@ -22,10 +23,15 @@ class DiscreteVP:
     def __call__(self, k: int, *, shift: int = 0) -> Level:
         """The level that the network calls k, with ᾱ read `shift` places further on.
 
-        Past the clean end of the table (k + shift < 0) lies `CLEAN`.
+        Past the clean end of the table (k + shift < 0) lies `CLEAN`; past the other, UserError.
         """
         if k + shift < 0:
             return CLEAN
+        if k + shift >= len(self):
+            raise UserError(
+                f"the schedule ends at time {len(self) - 1}, this grid needs {k + shift}: use "
+                "fewer steps or grid.pairing=ddim"
+            )
         abar = self.abar[k + shift]
         return Level(abar**0.5, (1 - abar) ** 0.5, float(max(k, 0)))
 

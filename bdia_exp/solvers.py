@@ -5,31 +5,18 @@ Histories have three shapes, so there are three loops: `multistep` (one evaluati
 progress bars, trajectories and early stops are the caller's `tqdm(…)`, `list(…)`, `islice(…)`.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from bdia_exp.core import Denoiser, Estimate, Grid, Level, Rule, Sampler, transfer
+from bdia_exp.core import Counted, Denoiser, Estimate, Grid, Level, Rule, Sampler, transfer
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.rules import ddim
 
-F = TypeVar("F", bound=Callable)
 
-
-def declares(*, nfe: Callable[[Grid], int]) -> Callable[[F], F]:
-    """Attaches to a loop what it says of its cost: network evaluations on a given grid."""
-
-    def attach(loop: F) -> F:
-        loop.nfe = nfe  # type: ignore[attr-defined]
-        return loop
-
-    return attach
-
-
-@declares(nfe=lambda grid: len(grid) - 1)
 def multistep(
     model: Denoiser,
     z: Tensor,
@@ -43,7 +30,8 @@ def multistep(
 
     BDIA is one term: where the newest evaluation says we go next, plus γ times how wrong it thinks
     the past was. γ = 0 is the rule alone. The first step, [BDIA 25], has no past; `past` supplies
-    one to restart a trajectory from its last two states.
+    one to restart a trajectory from its last two states. BDIA uses its level and state only; its
+    noise estimate matters to rules that look back.
     """
     _check_gamma(gamma)
     trail = [past] if past else []
@@ -56,7 +44,6 @@ def multistep(
         yield z
 
 
-@declares(nfe=lambda grid: sum(1 + (t.sigma != 0) for t in grid[1:]))
 def heun(
     model: Denoiser, z: Tensor, grid: Grid, *, gamma: float = 0.0, refine: str = "literal"
 ) -> Iterator[Tensor]:
@@ -98,9 +85,15 @@ def _check_gamma(gamma: float) -> None:
 
 
 def evaluations(sampler: Sampler, grid: Grid) -> int:
-    """The network evaluations that `sampler` says it needs on `grid`."""
-    loop: Any = sampler.func if isinstance(sampler, partial) else sampler
-    return loop.nfe(grid)
+    """The network evaluations that `sampler` spends on `grid`.
+
+    Counted in a rehearsal on a state of one number, so that no sampler has to declare its cost.
+    Raises UserError for arguments that the sampler refuses.
+    """
+    network = Counted(lambda z, level: Estimate(level, z, torch.zeros_like(z)))
+    for _ in sampler(network, torch.zeros(1, dtype=torch.float64), grid):
+        pass
+    return network.nfe
 
 
 def grid_for(sampler: Sampler, grid: Callable[[int], Grid], nfe: int) -> Grid:
@@ -108,14 +101,13 @@ def grid_for(sampler: Sampler, grid: Callable[[int], Grid], nfe: int) -> Grid:
 
     Raises UserError naming the nearest possible values when there is none.
     """
-    below = 0
-    for steps in range(1, max(nfe, 0) + 2):
-        levels = grid(steps)
-        cost = evaluations(sampler, levels)
-        if cost == nfe:
-            return levels
-        if cost > nfe:
-            possible = f"{below} or {cost}" if below else f"{cost} or more"
-            raise UserError(f"nfe={nfe} is not possible with this sampler: choose {possible}")
-        below = cost
-    raise AssertionError("a sampler costs at least one evaluation a step")
+
+    def cost(steps: int) -> int:
+        return evaluations(sampler, grid(steps))
+
+    steps = 1 + bisect_left(range(1, max(nfe, 1)), nfe, key=cost)  # no step is free
+    above = cost(steps)
+    if above == nfe:
+        return grid(steps)
+    possible = f"{cost(steps - 1)} or {above}" if steps > 1 else f"{above} or more"
+    raise UserError(f"nfe={nfe} is not possible with this sampler: choose {possible}")

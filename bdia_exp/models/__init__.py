@@ -1,0 +1,39 @@
+"""Models: what a family of checkpoints must say of itself."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from bdia_exp.core import Denoiser, Level
+from bdia_exp.schedules import DiscreteVP
+from bdia_exp.seeds import Generators
+
+
+class Model(Protocol):
+    """A pretrained network with its schedule, its starting noise and its way to images."""
+
+    shape: tuple[int, int, int]
+    """Channels, height and width of a state."""
+    num_classes: int
+    """0 for an unconditional model."""
+    schedule: DiscreteVP
+    """What the discrete grids (uniform, quad, …) are cut from."""
+    provenance: Mapping[str, object]
+    """Goes into every record: checkpoint file, sha256, number of parameters."""
+
+    def start(self, rng: Generators, level: Level) -> Tensor:
+        """The initial state at `level`: float64 [B, C, H, W]."""
+        ...
+
+    def denoiser(self, labels: Tensor | None) -> Denoiser:
+        """The network with class labels, int64 [B] or None, bound to it."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """A clean state → uint8 images [B, C, H, W]."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images [B, C, H, W] → a clean state, float64."""
+        ...

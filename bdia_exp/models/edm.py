@@ -1,11 +1,19 @@
-"""EDM: the preconditioned network."""
+"""EDM: the preconditioned network, and EDM checkpoints as models."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from bdia_exp import checkpoints
+from bdia_exp.batching import in_full_rows
+from bdia_exp.core import Denoiser, Estimate, Level
+from bdia_exp.errors import UserError
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
+from bdia_exp.schedules import DiscreteVP, linear_vp
+from bdia_exp.seeds import Generators
 
 
 class EDMPrecond(nn.Module):
@@ -71,3 +79,73 @@ class EDMPrecond(nn.Module):
 def parameter_count(net: nn.Module) -> int:
     """Trainable numbers in the network (buffers not counted)."""
     return sum(p.numel() for p in net.parameters())
+
+
+SIGMA_AT_CLEAN = 0.002
+"""Where the network is evaluated for the level σ = 0: the smallest σ of EDM's own grid."""
+
+
+class EDM:
+    """An EDM network as a `Model`. It serves every level: D(z/α; σ/α).
+
+    `schedule` is only what the discrete grids are cut from; no VP times enter the network.
+    """
+
+    def __init__(self, net: EDMPrecond, schedule: DiscreteVP, provenance: Mapping[str, object]):
+        self.net, self.schedule, self.provenance = net, schedule, provenance
+        self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
+        self.num_classes = net.label_dim
+        self.device = next(net.parameters()).device
+
+    def start(self, rng: Generators, level: Level) -> Tensor:
+        # Each family's own convention: EDM starts from N(0, σ²), VP models from N(0, 1).
+        scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
+        return rng.randn(self.shape).to(self.device).double() * scale
+
+    def denoiser(self, labels: Tensor | None) -> Denoiser:
+        onehot = None
+        if labels is not None:
+            onehot = one_hot(labels.to(self.device), self.num_classes).float()
+
+        def denoise(z: Tensor, level: Level) -> Estimate:
+            sigma = level.sigma / level.alpha or SIGMA_AT_CLEAN
+            z_ve = z / level.alpha
+            x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
+            return Estimate(level, z, (z_ve - x) / sigma)
+
+        return denoise
+
+    def decode(self, z: Tensor) -> Tensor:
+        """EDM's rounding: 127.5 x + 128, clipped and truncated [EDM generate]."""
+        return (z * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.to(self.device).double() / 127.5 - 1
+
+
+def load(checkpoint: str, *, device: str = "cpu", dtype: str = "auto") -> EDM:
+    """An EDM checkpoint, ours (.safetensors) or NVIDIA's (.pkl), ready to sample.
+
+    `dtype` is that of the network's body: "auto" is the checkpoint's own choice (float32, or
+    float16 on CUDA where it says so); the state stays in float64 always.
+
+    Raises UserError if the file is missing, damaged or not an EDM network.
+    """
+    file = checkpoints.read(checkpoints.locate(checkpoint))
+    try:
+        net = EDMPrecond(**file.config)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{file.path.name} describes no network that we can build: {error}"
+        ) from None
+    checkpoints.load_into(net, file)
+    if dtype != "auto":
+        net.body_dtype = getattr(torch, dtype)
+    # Channels last is the faster layout for the convolutions, on CPUs too (bench/).
+    net = net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    provenance = {
+        "checkpoint": file.path.name,
+        "sha256": file.sha256,
+        "parameters": parameter_count(net),
+    }
+    return EDM(net, linear_vp(), provenance)

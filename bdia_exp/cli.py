@@ -1,0 +1,332 @@
+"""The command line: click commands over Hydra configurations. The only importer of both.
+
+Every command composes the configuration of its name, builds what the configuration describes and
+calls the function of that name in `bdia_exp.run`. Whatever a user can mend is answered with one
+sentence and a non-zero exit status.
+"""
+
+import errno
+import inspect
+import keyword
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from bdia_exp.errors import UserError, nearest
+
+HERE = Path(__file__).parent
+CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+POSITIONAL = {"evaluate": "images", "reproduce": "experiment", "table": "experiment"}
+"""The key that a command's first word without `=` is the value of."""
+
+
+# -- configurations ------------------------------------------------------------------------------
+
+
+def options(group: str) -> list[str]:
+    """The names that may follow `group=`."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def about(file: Path) -> str:
+    """The first sentence-long comment of a configuration file."""
+    lines = (line[2:].strip() for line in file.read_text().splitlines() if line.startswith("# "))
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The configuration of a command, and the name chosen in each group.
+
+    Raises UserError, naming what is nearest, for a key or a choice that does not exist.
+    """
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(command, overrides, return_hydra_config=True)
+            choices = dict(config.hydra.runtime.choices)
+            with_struct_off = OmegaConf.to_container(config, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(command, overrides, error)) from None
+    assert isinstance(with_struct_off, dict)
+    with_struct_off.pop("hydra")
+    chosen = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+    return OmegaConf.create(with_struct_off), chosen
+
+
+def _explain(command: str, overrides: list[str], error: Exception) -> str:
+    """Hydra's complaint as one sentence that says what to do."""
+    groups = [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.lstrip("+~")
+        if not equals and not override.startswith("~"):
+            return f"{override!r} is not of the form key=value; see `bdia-exp {command} --help`"
+        if key in groups and value not in options(key):
+            return f"{key}={value} does not exist{nearest(value, options(key))}"
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"there is no key {match[1]!r}{nearest(match[1], _keys(command, overrides))}"
+    if match := re.search(r"You must specify '([^']+)'", text):
+        return f"give {match[1]}=: one of {', '.join(options(match[1]))}"
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _keys(command: str, overrides: list[str]) -> list[str]:
+    """Every dotted key of the command's configuration under the group choices that are valid."""
+    chosen = [o for o in overrides if o.partition("=")[2] in options(o.partition("=")[0])]
+    try:
+        config, _ = composed(command, chosen)
+    except UserError:
+        return []
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items():
+            yield prefix + str(key)
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return [key for key in walk(OmegaConf.to_container(config), "") if not key.endswith("_")]
+
+
+def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[str]]:
+    """The words after a command as lists of overrides: one, or with --multirun one a combination.
+
+    Without --multirun a comma means nothing special: `seeds=0-9,20` is one text.
+    """
+    words = tuple(
+        f"{POSITIONAL[command]}={word}"
+        if i == 0 and "=" not in word and command in POSITIONAL
+        else word
+        for i, word in enumerate(words)
+    )
+    try:
+        if not multirun:
+            return [[_quoted(word) for word in words]]
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        choices = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if o.is_sweep_override()
+            else [str(o.input_line)]
+            for o in parsed
+        ]
+    except HydraException as error:
+        raise UserError(_explain(command, list(words), error)) from None
+    return [list(combination) for combination in product(*choices)]
+
+
+def _quoted(word: str) -> str:
+    """A path or a list with commas, put in quotes so that Hydra takes it as it is."""
+    key, equals, value = word.partition("=")
+    plain = re.fullmatch(r"[\w.+-]*", value) or value[:1] in "'\"[{$"
+    if not equals or plain:
+        return word
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+# -- calls ---------------------------------------------------------------------------------------
+
+
+def bound(function: Callable, name: str) -> Callable:
+    """Checks the arguments already given to a partial, before anything runs.
+
+    Raises UserError for a name that the function does not have or a value of another type.
+    """
+    if isinstance(function, partial):
+        check(function.func, function.keywords, f"{name}.")
+    return function
+
+
+def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> None:
+    """Compares arguments with a signature: names, and the types of plain values."""
+    known = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function)
+    for key, value in arguments.items():
+        if key not in known:
+            raise UserError(f"there is no key {prefix + key!r}{nearest(key, known)}")
+        hint = hints.get(key)
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = [kind for kind in allowed if kind in (int, float, str, bool, type(None))]
+        if len(plain) < len(allowed):
+            continue
+        accepted = {*plain, *([int] if float in plain else [])}
+        if type(value) not in accepted:
+            kinds = " or ".join("null" if k is type(None) else k.__name__ for k in plain)
+            raise UserError(f"{(prefix + key).rstrip('_')}={value} must be {kinds}")
+
+
+def arguments(command: str, overrides: list[str], *, described: bool = False) -> dict[str, Any]:
+    """The arguments of `run.command`: constructors built, everything checked."""
+    config, choices = composed(command, overrides)
+    try:
+        plain = typing.cast(
+            dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        )
+        built: dict[str, Any] = {}
+        for key, value in plain.items():
+            if isinstance(value, dict) and "_target_" in value:
+                built[key] = bound(instantiate(config[key]), key)
+            else:
+                built[f"{key}_" if keyword.iskeyword(key) else key] = value
+    except MissingMandatoryValue as error:
+        key = error.full_key or "the missing key"
+        raise UserError(f"give {key}=; see `bdia-exp {command} --help`") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the configuration cannot be built: {error}") from None
+    if described:
+        built |= {"config": plain, "choices": choices}
+    return built
+
+
+def call(command: str, overrides: list[str]) -> None:
+    """Composes, builds, checks and runs."""
+    from bdia_exp import run
+
+    extra: dict[str, Any] = {}
+    if command == "reproduce":
+        extra["compose"] = partial(_sample_arguments, check_with=run.sample)
+    if command == "models":
+        extra["listing"] = _models()
+    verb = getattr(run, command)
+    given = arguments(command, overrides, described=command in ("sample", "evaluate")) | extra
+    check(verb, given)
+    verb(**given)
+
+
+def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:
+    given = arguments("sample", overrides, described=True)
+    check(check_with, given)
+    return given
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    """Each model's first comment and its checkpoint (None where the user must give it)."""
+    listing = {}
+    for name in options("model"):
+        node = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").model
+        missing = OmegaConf.is_missing(node, "checkpoint")
+        listing[name] = {
+            "about": about(CONFIGS / "model" / f"{name}.yaml"),
+            "checkpoint": None if missing else node.checkpoint,
+        }
+    return listing
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+class Command(click.Command):
+    """A command whose help ends with its configuration and the choices in it."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        text = (CONFIGS / f"{self.name}.yaml").read_text()
+        groups = re.findall(r"^  - (\w+): ", text, re.MULTILINE)
+        with formatter.section("Keys and their defaults"):
+            for line in text.splitlines()[1:]:
+                if line and not line.startswith(("defaults:", "  - ")):
+                    formatter.write(f"  {line}\n")
+        for group in groups:
+            with formatter.section(f"{group}="):
+                rows = [(n, about(CONFIGS / group / f"{n}.yaml")) for n in options(group)]
+                formatter.write_dl(rows)
+
+
+class Group(click.Group):
+    """Turns what a user can mend into one sentence and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise click.ClickException(
+                    "no room left on the disk: free some, run again"
+                ) from None
+            if error.errno in (errno.EACCES, errno.EROFS):
+                raise click.ClickException(f"no permission for {error.filename}") from None
+            raise
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise click.ClickException("out of memory: choose a smaller batch=") from None
+            raise
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bdia-exp")
+def main() -> None:
+    """Run experiments with diffusion samplers: BDIA, its companions and what they improve on.
+
+    Everything after a command is key=value, as in Hydra: `bdia-exp sample sampler=bdia_edm
+    nfe=35 sampler.gamma=0.5`. `bdia-exp COMMAND --help` lists the keys.
+    """
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    command = ctx.command.name or ""
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        return [f"{key}={n}" for n in options(key) if n.startswith(value)]
+    try:
+        keys = _keys(command, [])
+    except (UserError, OSError):
+        keys = []
+    groups = re.findall(r"^  - (\w+): ", (CONFIGS / f"{command}.yaml").read_text(), re.MULTILINE)
+    return [f"{k}=" for k in sorted({*keys, *groups}) if k.startswith(incomplete)]
+
+
+def _add(name: str, help: str, example: str) -> None:
+    @main.command(name, cls=Command, help=f"{help}\n\n\b\nExample:\n  bdia-exp {name} {example}")
+    @click.option("-m", "--multirun", is_flag=True, help="Run every combination of a=1,2 b=x,y.")
+    @click.option(
+        "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
+    )
+    @click.argument("overrides", nargs=-1, shell_complete=_complete)
+    def command(multirun: bool, cfg: str | None, overrides: tuple[str, ...]) -> None:
+        for one in expand(name, overrides, multirun):
+            if cfg:
+                click.echo(OmegaConf.to_yaml(composed(name, one)[0]))
+                continue
+            if multirun:
+                click.echo(f"# {' '.join(one)}")
+            call(name, one)
+
+
+_add(
+    "sample",
+    "Generate images with a model, a sampler and a number of network evaluations. Run again "
+    "after an interruption, it goes on where it was.",
+    "sampler=bdia_edm nfe=35 images=1000 score=true",
+)
+_add(
+    "evaluate",
+    "FID of a run, folder, zip or npz of images against reference statistics or other images.",
+    "runs/mine reference=bundled:fashion_reference.npz",
+)
+_add(
+    "reproduce",
+    "Run the missing cells of an experiment's tables and draw the tables.",
+    "demo out=runs/demo",
+)
+_add("table", "Draw an experiment's tables again from its records.", "demo out=runs/demo")
+_add("models", "List the models that can be chosen with model=NAME.", "")

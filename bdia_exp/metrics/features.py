@@ -1,0 +1,97 @@
+"""Feature extractors: from images to the vectors that FID compares."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from bdia_exp.batching import in_full_rows
+from bdia_exp.errors import UserError
+from bdia_exp.metrics.classifier import Classifier
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+
+
+class Features(NamedTuple):
+    """features float32 [B, D], and class logits float32 [B, K] where the network has them."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+class Extractor(Protocol):
+    """A network that turns images, uint8 [B, C, H, W], into `Features`.
+
+    `sha256` is that of its weights: statistics are comparable only where it is the same. `note`
+    is printed beside every FID.
+    """
+
+    name: str
+    device: torch.device
+    dim: int
+    classes: int | None
+    sha256: str
+    comparable_to_inception: bool
+    note: str
+
+    def __call__(self, images: Tensor) -> Features: ...
+
+
+class ClassifierFeatures:
+    """The penultimate layer of a `Classifier` read from `path`.safetensors and `path`.json.
+
+    Called with uint8 [B, channels, size, size] on any device; answers on its own. Float32
+    throughout (no TF32), and on a CPU an image's features do not depend on its batch, to the bit.
+
+    Raises UserError if a file is missing, and when called with images of another kind.
+    """
+
+    comparable_to_inception = False
+    note = "FID in the bundled classifier's features; not comparable with Inception FID"
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu"):
+        weights, record = Path(f"{path}.safetensors"), Path(f"{path}.json")
+        for file in (weights, record):
+            if not file.exists():
+                raise UserError(f"{file} is missing: reinstall, or run scripts/train_features.py")
+        self.record = json.loads(record.read_text())
+        network = self.record["network"]
+        self.name = weights.stem
+        self.dim: int = network["widths"][-1]
+        self.classes: int | None = network["classes"]
+        self.shape = (network["channels"], self.record["size"], self.record["size"])
+        self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.device = torch.device(device)
+        self.net = Classifier(**network)
+        self.net.load_state_dict(load_file(weights))
+        self.net.eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
+            raise UserError(
+                f"{self.name} takes uint8 images [B, {', '.join(map(str, self.shape))}], "
+                f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            both = in_full_rows(lambda x: torch.cat(self.net(x), 1), images.to(self.device))
+        return Features(both[:, : self.dim], both[:, self.dim :])
+
+
+def bundled(device: str | torch.device = "cpu") -> Extractor:
+    """The Fashion-MNIST classifier that comes with the package: 1-channel 32×32 images only."""
+    return ClassifierFeatures(BUNDLED / "fashion_features", device)
+
+
+def label_accuracy(classes: int) -> Metric:
+    """The share of images classified as the label they were asked for, over all ranks.
+
+    `update(logits [B, classes], labels int [B])`; `compute()` → a number in [0, 1].
+    """
+    return MulticlassAccuracy(num_classes=classes, average="micro")

@@ -1,0 +1,52 @@
+"""Seeds: one generator an image, so that image k depends on seed k alone."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+
+
+def parse(spec: str | int) -> list[int]:
+    """Seeds from a text such as `0-49999,70000`, in the order given.
+
+    Raises UserError if the text is not of that form, a range runs backwards or a seed comes twice.
+    """
+    seeds: list[int] = []
+    for part in str(spec).split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise UserError(
+                f"seeds={spec!r}: {part!r} is neither a number nor a range such as 0-99"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"seeds={spec!r}: the range {part!r} runs backwards")
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"seeds={spec!r}: a seed is given twice; every image needs its own")
+    return seeds
+
+
+class Generators:
+    """A generator for each seed of a batch; draws are stacked in the batch's order.
+
+    The order of the draws is part of an image's identity: first the noise, then the label, then
+    whatever a stochastic sampler asks for, as in EDM's generator. CPU generators (the default)
+    give the same image on every device; `device="cuda"` gives the numbers of EDM's own runs.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: str = "cpu"):
+        self.rngs = [torch.Generator(device).manual_seed(seed % (1 << 32)) for seed in seeds]
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, float32 [B, *shape]."""
+        draws = [torch.randn(*shape, generator=rng, device=rng.device) for rng in self.rngs]
+        return torch.stack(draws)
+
+    def randint(self, high: int) -> Tensor:
+        """Integers below `high`, int64 [B]."""
+        draws = [torch.randint(high, (), generator=rng, device=rng.device) for rng in self.rngs]
+        return torch.stack(draws)

@@ -1,0 +1,227 @@
+"""Images on disk: written so that a run can be killed at any moment and go on.
+
+A run keeps image k as `images/{k//1000*1000:06d}/{k:06d}.png`, EDM's layout of sub-folders. Every
+file appears whole or not at all. A finished run can be packed into one uncompressed zip with the
+same names inside. Both carry `dataset.json`, in which EDM's tools look for the labels.
+"""
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write to instead of `path`, which it becomes only when the block ends well.
+
+    Raises UserError, leaving nothing behind, when the disk is full or not ours to write to.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no room left on the disk for {path}: free some and run the same command again, "
+                "it goes on where it was"
+            ) from None
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): choose another out="
+        ) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """`atomic` for a text."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W], one channel or three → a grey or RGB image."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+class Folder:
+    """The images of one run, by seed."""
+
+    def __init__(self, root: Path):
+        self.root = root / "images"
+        self.zip = root / "images.zip"
+
+    def path(self, seed: int) -> Path:
+        return self.root / self.name(seed)
+
+    @staticmethod
+    def name(seed: int) -> str:
+        return f"{seed - seed % 1000:06d}/{seed:06d}.png"
+
+    def has(self, seeds: Iterable[int]) -> bool:
+        return all(self.path(seed).exists() for seed in seeds)
+
+    def write(self, seeds: Sequence[int], images: Tensor) -> None:
+        """Stores images, uint8 [B, C, H, W]. Files that are there already are left alone."""
+        for seed, image in zip(seeds, images, strict=True):
+            if not self.path(seed).exists():
+                with atomic(self.path(seed)) as part:
+                    to_pil(image).save(part, format="png")
+
+    def read(self, seeds: Sequence[int]) -> Tensor:
+        """The stored images of these seeds, uint8 [B, C, H, W]."""
+        return torch.stack([_decode(self.path(seed).read_bytes()) for seed in seeds])
+
+    def label(self, seeds: Sequence[int], labels: Sequence[int]) -> None:
+        """Writes dataset.json: for every image, the class that it was asked for."""
+        rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
+        write_text(self.root / "dataset.json", json.dumps({"labels": rows}))
+
+    def pack(self, seeds: Sequence[int]) -> None:
+        """Moves the images into one uncompressed zip whose bytes depend on the images alone."""
+        names = [self.name(seed) for seed in sorted(seeds)]
+        if (self.root / "dataset.json").exists():
+            names.append("dataset.json")
+        with atomic(self.zip) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for name in names:
+                entry = zipfile.ZipInfo(name)  # dated 1980, whenever it is made
+                archive.writestr(entry, (self.root / name).read_bytes())
+        for name in names:
+            (self.root / name).unlink()
+        for folder in {Path(name).parent for name in names} - {Path(".")}:
+            _remove_if_empty(self.root / folder)
+        _remove_if_empty(self.root)
+
+
+def is_image_set(path: Path) -> bool:
+    """Whether there may be images in `path`: a folder, a zip, or an npz that is not statistics."""
+    if path.suffix != ".npz":
+        return path.is_dir() or zipfile.is_zipfile(path)
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else nullcontext() as archive:
+        return archive is not None and "mu.npy" not in archive.namelist()
+
+
+class ImageSet:
+    """A set of images to be scored: a run's folder, a folder, a zip, or an npz.
+
+    An npz holds uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array) and may
+    hold `labels`. Folders and zips are searched in depth, in the order of the names.
+    Raises UserError if there is nothing to read.
+    """
+
+    def __init__(self, source: str | Path):
+        path = Path(source).expanduser()
+        if (path / "images.zip").exists():
+            path = path / "images.zip"
+        elif (path / "images").is_dir():
+            path = path / "images"
+        self.path = path
+        self.labels: list[int] | None = None
+        self._array: np.ndarray | None = None
+        self._archive: zipfile.ZipFile | None = None
+        self._names: list[str] = []
+        if not path.exists():
+            raise UserError(f"{source} does not exist: give a run, a folder, a zip or an npz")
+        try:
+            if path.is_dir():
+                self._open_names([str(f.relative_to(path)) for f in path.rglob("*")])
+            elif zipfile.is_zipfile(path) and path.suffix != ".npz":
+                self._archive = zipfile.ZipFile(path)
+                self._open_names(self._archive.namelist())
+            else:
+                self._open_npz()
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path} cannot be read as images: {error}") from None
+        if not len(self):
+            raise UserError(f"{path} holds no images")
+
+    def _open_names(self, names: Iterable[str]) -> None:
+        names = sorted(names)
+        self._names = [n for n in names if Path(n).suffix.lower() in SUFFIXES]
+        if "dataset.json" in names:
+            rows = dict(json.loads(self._bytes("dataset.json")).get("labels") or [])
+            if all(name in rows for name in self._names):
+                self.labels = [int(rows[name]) for name in self._names]
+
+    def _open_npz(self) -> None:
+        with np.load(self.path, allow_pickle=False) as data:
+            array = data["images"] if "images" in data else data[data.files[0]]
+            if array.ndim == 3:
+                array = array[..., None]
+            if array.dtype != np.uint8 or array.ndim != 4:
+                raise ValueError(f"{array.dtype} {array.shape} is not uint8 [N, H, W, C]")
+            self._array = array
+            if "labels" in data:
+                self.labels = [int(label) for label in data["labels"]]
+
+    def __len__(self) -> int:
+        return len(self._names) if self._array is None else len(self._array)
+
+    def _bytes(self, name: str) -> bytes:
+        if self._archive is not None:
+            return self._archive.read(name)
+        return (self.path / name).read_bytes()
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """The images at these positions, uint8 [B, C, H, W], all of one size."""
+        if self._array is not None:
+            return torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
+        images = []
+        for row in rows:
+            name = self._names[row]
+            try:
+                images.append(_decode(self._bytes(name)))
+            except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
+            if images[-1].shape != images[0].shape:
+                size, first = (tuple(i.shape) for i in (images[-1], images[0]))
+                raise UserError(f"{self.path}: {name} is {size}, others are {first}: one size only")
+        return torch.stack(images)
+
+
+def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2) -> Image.Image:
+    """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 255).byte()
+    for i, image in enumerate(images):
+        y, x = i // columns * (h + gap), i % columns * (w + gap)
+        sheet[:, y : y + h, x : x + w] = image
+    picture = to_pil(sheet)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def save_image(path: Path, picture: Image.Image) -> None:
+    """`atomic` for a PNG."""
+    with atomic(path) as part:
+        picture.save(part, format="png")
+
+
+def _decode(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode not in ("L", "RGB"):
+            picture = picture.convert("RGB")  # type: ignore[assignment]
+        array = np.array(picture)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,188 @@
+"""The command line: every configuration builds, every mistake gets one sentence."""
+
+import inspect
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from omegaconf import OmegaConf
+
+from bdia_exp import run
+from bdia_exp.cli import CONFIGS, arguments, check, composed, expand, main, options
+from bdia_exp.errors import UserError
+
+
+def invoke(*words: str):
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "reproduce", "table", "models"])
+def test_help_lists_every_key_and_choice(command):
+    shown = invoke(command, "--help")
+    assert shown.exit_code == 0
+    text = (CONFIGS / f"{command}.yaml").read_text()
+    config = OmegaConf.create(text)
+    keys = [str(key) for key in config if key != "defaults"]
+    assert all(f"  {key}:" in shown.output for key in keys)
+    if command == "sample":
+        for group in ("model", "sampler", "grid", "features"):
+            assert all(name in shown.output for name in options(group))
+
+
+def test_config_keys_are_the_parameters_of_the_verbs():
+    for command in ("sample", "evaluate", "table"):
+        extra = ["experiment=demo"] if command == "table" else []
+        config, _ = composed(command, extra)
+        keys = {f"{key}_" if key == "class" else key for key in config}
+        verb = set(inspect.signature(getattr(run, command)).parameters)
+        assert keys == verb - {"config", "choices"}
+
+
+GROUPS = [(group, name) for group in ("sampler", "grid", "model") for name in options(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), GROUPS)
+def test_every_yaml_builds_and_binds(group, name):
+    words = [f"{group}={name}"]
+    if (group, name) == ("model", "edm"):
+        words.append("model.checkpoint=bundled:fashion_mini.safetensors")
+    built = arguments("sample", words)[group]
+    assert isinstance(built, partial)
+    inspect.signature(built.func).bind_partial(**built.keywords)
+    check(built.func, built.keywords)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_cell_of_every_experiment_builds(name):
+    config, _ = composed("reproduce", [f"experiment={name}"])
+    experiment = OmegaConf.to_container(config.experiment)
+    for cell in run.cells_of(experiment, Path("somewhere")):
+        check(run.sample, arguments("sample", cell.overrides, described=True))
+
+
+def test_sampler_brings_its_grid_and_the_command_line_overrules_it():
+    assert composed("sample", ["sampler=ddim"])[1]["grid"] == "quad"
+    assert composed("sample", ["sampler=ddim", "grid=uniform"])[1]["grid"] == "uniform"
+    assert composed("sample", ["grid=uniform", "sampler=ddim"])[1]["grid"] == "uniform"
+    assert composed("sample", ["sampler=bdia_edm"])[1]["grid"] == "karras"
+
+
+def test_commas_and_paths_need_no_quotes():
+    (words,) = expand("sample", ("seeds=0-9,20", "out=a b/c,d=e's", "nfe=35"), multirun=False)
+    config, _ = composed("sample", words)
+    assert (config.seeds, config.out, config.nfe) == ("0-9,20", "a b/c,d=e's", 35)
+
+
+def test_multirun_is_the_product():
+    runs = expand("sample", ("sampler=edm,bdia_edm", "nfe=15,23", "images=8"), multirun=True)
+    assert runs[0] == ["sampler=edm", "nfe=15", "images=8"]
+    assert len(runs) == 4
+
+
+def test_cfg_prints_and_does_not_run(tmp_path):
+    shown = invoke("sample", "--cfg", "job", "nfe=23", f"out={tmp_path / 'x'}")
+    assert shown.exit_code == 0
+    assert OmegaConf.create(shown.output).nfe == 23
+    assert not (tmp_path / "x").exists()
+
+
+MISTAKES = {
+    "sample sampler=bdia_emd": "did you mean 'bdia_edm'?",
+    "sample sampler.gama=1": "did you mean 'sampler.gamma'?",
+    "sample nfee=3": "did you mean 'nfe'?",
+    "sample +sampler.gama=1": "did you mean 'gamma'?",
+    "sample grid=kerras": "did you mean 'karras'?",
+    "sample nfe=34": "choose 33 or 35",
+    "sample nfe=0": "choose 1 or more",
+    "sample nfe=-3": "choose 1 or more",
+    "sample nfe=many": "nfe=many must be int",
+    "sample nfe=3.5": "nfe=3.5 must be int",
+    "sample nfe": "not of the form key=value",
+    "sample sampler.gamma=high": "sampler.gamma=high must be float",
+    "sample sampler.gamma=-1": "must not be negative",
+    "sample sampler.refine=litteral": "did you mean 'literal'?",
+    "sample grid=quad grid.pairing=ddmi": "did you mean 'ddim'?",
+    "sample grid.sigma_min=100": "0 < min < max",
+    "sample class=12": "this model has classes 0 to 9",
+    "sample model=edm": "give model.checkpoint=",
+    "sample model.checkpoint=/nothing/here.pkl": "nothing is at /nothing/here.pkl",
+    "sample seeds=5-3": "runs backwards",
+    "sample seeds=1,1": "given twice",
+    "sample images=4 seeds=7": "not both",
+    "sample images=0": "images=0 must be 1 or more",
+    "sample batch=0": "batch=0 must be 1 or more",
+    "sample save=tar": "save='tar' is unknown",
+    "sample dtype=float31": "did you mean 'float32'?",
+    "sample device=tpu": "device='tpu' is unknown",
+    "sample score=true images=8 reference=/nothing.npz save=none": "nothing is at /nothing.npz",
+    "sample score=true images=8 reference=null save=none": "give reference=",
+    "evaluate": "give images=",
+    "evaluate /nothing/here": "/nothing/here does not exist",
+    "reproduce": "give experiment=: one of demo",
+    "reproduce dmeo": "did you mean 'demo'?",
+    "reproduce demo cells=nonsense": "no cell of demo",
+    "reproduce demo limit=0": "limit=0 must be 1 or more",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_get_one_sentence(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = invoke(*words.split())
+    assert answer.exit_code == 1, answer.output
+    lines = answer.output.strip().splitlines()
+    assert len(lines) == 1, answer.output
+    assert lines[0].startswith("Error: ")
+    assert MISTAKES[words] in lines[0]
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
+def test_missing_gpu_is_said():
+    assert "PyTorch sees no GPU here; use device=cpu" in invoke("sample", "device=cuda").output
+
+
+def test_full_disk_is_said(tmp_path, monkeypatch):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    answer = invoke("sample", "nfe=3", "images=2", f"out={tmp_path}", "device=cpu")
+    assert answer.exit_code == 1
+    assert "no room left on the disk" in answer.output
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_wrong_type_in_a_nested_key_is_found_before_anything_runs():
+    with pytest.raises(UserError, match=r"grid.rho=seven must be float"):
+        arguments("sample", ["grid.rho=seven"])
+
+
+def test_completion_offers_choices_and_keys():
+    def complete(*words: str) -> list[str]:
+        environment = os.environ | {
+            "_BDIA_EXP_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["bdia-exp", *words]),
+            "COMP_CWORD": str(len(words)),
+        }
+        code = "from bdia_exp.cli import main; main(prog_name='bdia-exp')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        return [line.split(",")[-1] for line in done.stdout.split()]
+
+    assert complete("sample", "sampler=bdia_") == ["sampler=bdia_ddim", "sampler=bdia_edm"]
+    assert "nfe=" in complete("sample", "n")
+    assert "sample" in complete("sa")
+
+
+def test_models_lists_the_bundled_one():
+    shown = invoke("models")
+    assert "model=fashion_mini" in shown.output
+    assert "ready" in shown.output

@@ -1,0 +1,242 @@
+"""The main job on the bundled model: reproducible, resumable, the same on any number of ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bdia_exp import run
+from bdia_exp.cli import arguments, expand
+from bdia_exp.errors import UserError
+
+QUICK = ["nfe=3", "device=cpu", "batch=16"]
+
+
+def sample(out: Path, *overrides: str) -> dict:
+    (words,) = expand("sample", (*QUICK, f"out={out}", *overrides), multirun=False)
+    return run.sample(**arguments("sample", words, described=True))
+
+
+def pngs(root: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("images/**/*.png"))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of 40 images, the one that every other run must equal."""
+    root = tmp_path_factory.mktemp("whole")
+    sample(root, "images=40")
+    return root
+
+
+def test_record_says_what_was_run(whole):
+    record = json.loads((whole / "record.json").read_text())
+    assert record["complete"]
+    assert record["nfe"] == 3
+    assert record["images"] == record["sampled"] == 40
+    assert record["identity"]["seeds"] == "0-39"
+    assert len(record["model"]["sha256"]) == 64
+    assert record["config"]["sampler"]["gamma"] == 1.0
+    assert record["images_per_second"] > 0
+    assert {"torch", "python", "bdia-exp"} <= record["versions"].keys()
+    assert "commit" in record
+    assert (whole / "sheet.png").exists()
+    assert (whole / "config.yaml").exists()
+    labels = dict(json.loads((whole / "images/dataset.json").read_text())["labels"])
+    rng = torch.Generator().manual_seed(17)
+    torch.randn(1, 32, 32, generator=rng)
+    assert labels["000000/000017.png"] == int(torch.randint(10, (), generator=rng))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_batch_size_does_not_change_an_image(whole, tmp_path, batch):
+    sample(tmp_path, "seeds=0-8,39", f"batch={batch}")
+    mine, all_of_them = pngs(tmp_path), pngs(whole)
+    assert len(mine) == 10
+    assert all(all_of_them[name] == data for name, data in mine.items())
+
+
+def test_torchrun_gives_the_same_images_and_fid(whole, tmp_path):
+    score = ["score=true", "images=150"]
+    one = sample(tmp_path / "one", *score)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "bdia_exp", "sample"]
+    command += [*QUICK, *score, f"out={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two/record.json").read_text())
+    assert two["processes"] == 2
+    assert two["sampled"] == 150
+    assert pngs(tmp_path / "two") == pngs(tmp_path / "one")
+    assert two["score"]["fid"] == pytest.approx(one["score"]["fid"], rel=1e-9)
+    assert two["score"]["label_accuracy"] == one["score"]["label_accuracy"]
+    assert (tmp_path / "two/sheet.png").read_bytes() == (tmp_path / "one/sheet.png").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_run_again_gives_the_same_bytes(whole, tmp_path, stop):
+    command = [sys.executable, "-m", "bdia_exp", "sample", *QUICK, "images=40", f"out={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.time() + 120
+    while len(list(tmp_path.rglob("*.png"))) < 18 and time.time() < deadline:  # in batch 2 of 3
+        time.sleep(0.002)
+    process.send_signal(stop)
+    process.wait(60)
+    assert not json.loads((tmp_path / "record.json").read_text())["complete"]
+    assert 0 < len(pngs(tmp_path)) < 40
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+    sample(tmp_path, "images=40")
+    assert pngs(tmp_path) == pngs(whole)
+    assert (tmp_path / "sheet.png").read_bytes() == (whole / "sheet.png").read_bytes()
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["complete"]
+    assert 0 < record["sampled"] < 40
+
+
+def test_what_is_complete_is_not_done_again(whole):
+    before = (whole / "record.json").stat().st_mtime_ns
+    sample(whole, "images=40")
+    assert (whole / "record.json").stat().st_mtime_ns == before
+
+
+def test_another_experiment_in_the_same_folder_is_refused(whole):
+    with pytest.raises(UserError, match=r"sampler.gamma was 1.0, now 0.5.*choose another out="):
+        sample(whole, "images=40", "sampler.gamma=0.5")
+
+
+def test_zip_holds_the_same_images(whole, tmp_path):
+    from bdia_exp.store import ImageSet
+
+    sample(tmp_path, "images=40", "save=zip")
+    assert not (tmp_path / "images").exists()
+    zipped, folder = ImageSet(tmp_path), ImageSet(whole)
+    assert torch.equal(zipped.read(range(40)), folder.read(range(40)))
+    assert zipped.labels == folder.labels
+    sample(tmp_path, "images=40", "save=zip")  # again: nothing to do
+
+
+def test_class_makes_every_image_of_that_class(tmp_path):
+    sample(tmp_path, "images=3", "class=7")
+    labels = json.loads((tmp_path / "images/dataset.json").read_text())["labels"]
+    assert [label for _, label in labels] == [7, 7, 7]
+
+
+def test_scoring_while_sampling_equals_scoring_the_files(tmp_path):
+    streamed = sample(tmp_path / "none", "images=150", "score=true", "save=none")
+    assert not (tmp_path / "none/images").exists()
+    sample(tmp_path / "files", "images=150")
+    given = arguments("evaluate", [f"images='{tmp_path / 'files'}'"], described=True)
+    written = run.evaluate(**given)
+    assert written["score"]["fid"] == pytest.approx(streamed["score"]["fid"], rel=1e-9)
+    assert written["score"]["label_accuracy"] == streamed["score"]["label_accuracy"]
+    assert "not comparable with Inception" in written["score"]["note"]
+    assert (tmp_path / "files/score-bundled.json").exists()
+
+
+def test_evaluate_against_images(tmp_path):
+    """FID of a set against itself is zero; against another it is not."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        array = rng.integers(0, 256 if name == "a" else 128, (200, 32, 32), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=array)
+
+    def fid(images: str, reference: str) -> float:
+        words = [f"images='{tmp_path / images}'", f"reference='{tmp_path / reference}'"]
+        return run.evaluate(**arguments("evaluate", words, described=True))["score"]["fid"]
+
+    assert fid("a.npz", "a.npz") == pytest.approx(0, abs=1e-6)
+    assert fid("a.npz", "b.npz") > 1
+
+
+def test_too_few_images_is_said(tmp_path):
+    with pytest.raises(UserError, match="at least 65 images; there are 20"):
+        sample(tmp_path, "images=20", "score=true", "save=none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_diverging_sampler_is_said(tmp_path):
+    with pytest.raises(UserError, match="diverged"):
+        sample(tmp_path, "images=2", "sampler.gamma=1e300", "nfe=9")
+
+
+@pytest.mark.skipif(
+    os.environ.get("CI_NO_GPU") == "1" or not torch.cuda.is_available(), reason="no GPU"
+)
+def test_cuda_images_are_those_of_the_cpu(whole, tmp_path):
+    """The same noise on every device; only rounding differs."""
+    sample(tmp_path, "images=16", "device=cuda")
+    from bdia_exp.store import ImageSet
+
+    cpu, gpu = (ImageSet(root).read(range(16)).int() for root in (whole, tmp_path))
+    assert (cpu - gpu).abs().max() <= 2
+
+
+EXPERIMENT = {
+    "name": "tiny",
+    "title": "A tiny experiment",
+    "images": 140,
+    "common": ["model=fashion_mini"],
+    "tables": [
+        {
+            "name": "t",
+            "title": "Two samplers",
+            "axis": "NFE",
+            "rows": {"EDM": ["sampler=edm"], "DDIM": ["sampler=ddim"]},
+            "columns": {"3": ["nfe=3"], "5": ["nfe=5"]},
+            "published": {"EDM": {"3": 1.5}},
+        }
+    ],
+}
+
+
+def reproduce(out: Path, **changes) -> dict:
+    settings = {"limit": None, "cells": None, "batch": 64, "device": "cpu", "dry_run": False}
+    return run.reproduce(
+        experiment=EXPERIMENT,
+        out=str(out),
+        compose=lambda words: arguments("sample", words, described=True),
+        **(settings | changes),
+    )
+
+
+def test_reproduce_runs_the_missing_cells_and_draws_the_tables(tmp_path, capsys):
+    reproduce(tmp_path, cells="EDM")
+    first = {f.parent.name: f.stat().st_mtime_ns for f in tmp_path.rglob("record.json")}
+    assert len(first) == 2
+    drawn = reproduce(tmp_path)
+    assert {f.parent.name: f.stat().st_mtime_ns for f in tmp_path.rglob("record.json")}.items() >= (
+        first.items()
+    )
+    cells = drawn["tables"][0]["cells"]
+    assert [(c["row"], c["column"], c["nfe"]) for c in cells] == [
+        ("EDM", "3", 3),
+        ("EDM", "5", 5),
+        ("DDIM", "3", 3),
+        ("DDIM", "5", 5),
+    ]
+    text = (tmp_path / "tables.md").read_text()
+    assert f"{cells[0]['fid']:.3f}" in text
+    assert f"(published 1.5, {cells[0]['fid'] - 1.5:+.2f})" in text
+    assert "not comparable with Inception" in text
+    assert text in capsys.readouterr().out
+    for name in ("fid.png", "samples.png", "tables.json"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_dry_run_runs_nothing(tmp_path, capsys):
+    reproduce(tmp_path, dry_run=True)
+    assert "4 to run: 2,240 network evaluations" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_table_without_records_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
+        run.table(experiment=EXPERIMENT, out=str(tmp_path))

@@ -1,0 +1,37 @@
+"""Seeds: image k's draws depend on seed k alone, in EDM's order."""
+
+import pytest
+import torch
+
+from bdia_exp.errors import UserError
+from bdia_exp.seeds import Generators, parse
+
+
+@pytest.mark.parametrize(
+    ("spec", "seeds"),
+    [("7", [7]), (7, [7]), ("0-3,9", [0, 1, 2, 3, 9]), ("5-5", [5]), (" 1 , 3-4 ", [1, 3, 4])],
+)
+def test_parse(spec, seeds):
+    assert parse(spec) == seeds
+
+
+@pytest.mark.parametrize("spec", ["", "a", "3-1", "1,,2", "-4", "1.5", "0-3,2", "0--3"])
+def test_parse_refuses(spec):
+    with pytest.raises(UserError, match="seeds="):
+        parse(spec)
+
+
+def test_draws_are_those_of_one_generator_a_seed():
+    many = Generators([3, 70000, 2**32 + 5])
+    noise, labels, more = many.randn((1, 4, 4)), many.randint(10), many.randn((2,))
+    for row, seed in enumerate([3, 70000, 5]):  # seeds are taken modulo 2³², as EDM does
+        rng = torch.Generator().manual_seed(seed)
+        assert torch.equal(noise[row], torch.randn(1, 4, 4, generator=rng))
+        assert labels[row] == torch.randint(10, (), generator=rng)
+        assert torch.equal(more[row], torch.randn(2, generator=rng))
+
+
+def test_draws_do_not_depend_on_the_batch():
+    whole = Generators(range(6)).randn((3, 2, 2))
+    parts = [Generators([k]).randn((3, 2, 2)) for k in range(6)]
+    assert torch.equal(whole, torch.cat(parts))

@@ -194,7 +194,7 @@ def arguments(command: str, overrides: list[str], *, described: bool = False) ->
 
 def call(command: str, overrides: list[str]) -> None:
     """Composes, builds, checks and runs."""
-    from bdia_exp import run
+    from bdia_exp import dist, run
 
     extra: dict[str, Any] = {}
     if command == "reproduce":
@@ -205,6 +205,7 @@ def call(command: str, overrides: list[str]) -> None:
     given = arguments(command, overrides, described=command in ("sample", "evaluate")) | extra
     check(verb, given)
     verb(**given)
+    dist.stop()
 
 
 def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:
@@ -254,6 +255,7 @@ class Group(click.Group):
         except UserError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
+            click.echo("\nstopped; the same command goes on where it was", err=True)
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -295,8 +297,10 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{k}=" for k in sorted({*keys, *groups}) if k.startswith(incomplete)]
 
 
-def _add(name: str, help: str, example: str) -> None:
-    @main.command(name, cls=Command, help=f"{help}\n\n\b\nExample:\n  bdia-exp {name} {example}")
+def _add(name: str, short: str, help: str, example: str) -> None:
+    text = f"{help}\n\n\b\nExample:\n  bdia-exp {name} {example}"
+
+    @main.command(name, cls=Command, help=text, short_help=short)
     @click.option("-m", "--multirun", is_flag=True, help="Run every combination of a=1,2 b=x,y.")
     @click.option(
         "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
@@ -314,19 +318,32 @@ def _add(name: str, help: str, example: str) -> None:
 
 _add(
     "sample",
+    "Generate images.",
     "Generate images with a model, a sampler and a number of network evaluations. Run again "
     "after an interruption, it goes on where it was.",
     "sampler=bdia_edm nfe=35 images=1000 score=true",
 )
 _add(
     "evaluate",
+    "FID of a set of images.",
     "FID of a run, folder, zip or npz of images against reference statistics or other images.",
     "runs/mine reference=bundled:fashion_reference.npz",
 )
 _add(
     "reproduce",
+    "Run the cells of a table and draw it.",
     "Run the missing cells of an experiment's tables and draw the tables.",
     "demo out=runs/demo",
 )
-_add("table", "Draw an experiment's tables again from its records.", "demo out=runs/demo")
-_add("models", "List the models that can be chosen with model=NAME.", "")
+_add(
+    "table",
+    "Draw a table again from its records.",
+    "Draw an experiment's tables, plot and sheet again from the records that are there.",
+    "demo out=runs/demo",
+)
+_add(
+    "models",
+    "List the models.",
+    "List the models that can be chosen with model=NAME, and whether their checkpoint is here.",
+    "",
+)

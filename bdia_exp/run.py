@@ -9,9 +9,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bdia_exp import checkpoints, dist, figures, results, store, tables
-from bdia_exp.core import Counted, Grid, Sampler
+from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.metrics.frechet import require_enough
@@ -28,94 +27,11 @@ from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.seeds import Generators, parse
-from bdia_exp.solvers import grid_for
+from bdia_exp.sampling import Job, stream
+from bdia_exp.seeds import parse
 
 IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides an image but its seed."""
-
-    model: Model
-    sampler: Sampler
-    grid: Grid
-    label: int | None
-    noise_device: str
-
-    @classmethod
-    def build(cls, *, model, sampler, grid, nfe, label, device, dtype, noise_device) -> "Job":
-        """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
-        loaded: Model = model(device=device, dtype=dtype)
-        if label is not None and not loaded.num_classes:
-            raise UserError(f"class={label}: this model is unconditional; leave class= out")
-        if label is not None and not 0 <= label < loaded.num_classes:
-            raise UserError(
-                f"class={label} is out of range: this model has classes 0 to "
-                f"{loaded.num_classes - 1}"
-            )
-        levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), nfe)
-        return cls(loaded, sampler, levels, label, noise_device)
-
-    def draw(self, seeds: Sequence[int]) -> tuple[Generators, Tensor, Tensor | None]:
-        """The batch's generators, its noise and its labels, drawn in EDM's order."""
-        rng = Generators(seeds, self.noise_device)
-        z = self.model.start(rng, self.grid[0])
-        if not self.model.num_classes:
-            return rng, z, None
-        labels = rng.randint(self.model.num_classes)
-        return rng, z, labels if self.label is None else torch.full_like(labels, self.label)
-
-    def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> tuple[Tensor, int]:
-        """uint8 images [B, C, H, W] and the network evaluations that each of them took.
-
-        `step` is called after every step of the sampler.
-        """
-        _, z, labels = self.draw(seeds)
-        denoiser = Counted(self.model.denoiser(labels))
-        with torch.inference_mode():
-            for state in self.sampler(denoiser, z, self.grid):
-                step()
-                z = state
-        if not z.isfinite().all():
-            raise UserError(
-                "the sampler diverged (states are no longer finite): use more nfe= or a smaller "
-                "sampler.gamma="
-            )
-        return self.model.decode(z), denoiser.nfe
-
-
-@dataclass(frozen=True)
-class Batch:
-    seeds: Sequence[int]
-    images: Tensor  # uint8 [B, C, H, W]
-    labels: Tensor | None  # int64 [B]
-    nfe: int | None  # None: read from the disk
-
-
-def stream(
-    job: Job, batches: Sequence[Sequence[int]], folder: store.Folder | None, bar: tqdm
-) -> Iterator[Batch]:
-    """This rank's share of the batches: read where they are on the disk, sampled where not.
-
-    The seeds are cut into batches before they are dealt to the ranks, and a batch that was not
-    finished is made again whole: so no image depends on the number of processes or on a restart.
-    """
-    steps = len(job.grid) - 1
-    for seeds in batches[dist.rank() :: dist.world()]:
-        everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
-        labels = job.draw(seeds)[2]
-        if folder and folder.has(seeds):
-            yield Batch(seeds, folder.read(seeds), labels, None)
-            bar.update(everyone)
-            continue
-        images, nfe = job.sample(seeds, partial(bar.update, everyone / steps))
-        images = images.cpu()
-        if folder:
-            folder.write(seeds, images)
-        yield Batch(seeds, images, labels, nfe)
 
 
 def sample(

@@ -240,3 +240,21 @@ def test_dry_run_runs_nothing(tmp_path, capsys):
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
         run.table(experiment=EXPERIMENT, out=str(tmp_path))
+
+
+def test_a_pickle_gives_the_images_of_its_safetensors(whole, tmp_path):
+    """The bundled network written as an EDM .pkl goes through the same loader and sampler."""
+    from bdia_exp.checkpoints import load_into, locate, read
+    from bdia_exp.models.edm import EDMPrecond
+    from tests.test_checkpoints import dump, persistent
+
+    file = read(locate("bundled:fashion_mini.safetensors"))
+    net = EDMPrecond(**file.config).eval().requires_grad_(False)
+    load_into(net, file)
+    (tmp_path / "net.pkl").write_bytes(dump({"ema": persistent(net, _init_kwargs=file.config)}))
+    words = ["model=edm", f"model.checkpoint={tmp_path / 'net.pkl'}", "seeds=0-8,39"]
+    record = sample(tmp_path / "run", *words)
+    assert record["model"]["parameters"] == sum(p.numel() for p in net.parameters())
+    mine, all_of_them = pngs(tmp_path / "run"), pngs(whole)
+    assert len(mine) == 10
+    assert all(all_of_them[name] == data for name, data in mine.items())

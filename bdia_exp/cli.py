@@ -58,13 +58,13 @@ def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, 
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(command, overrides, return_hydra_config=True)
             choices = dict(config.hydra.runtime.choices)
-            with_struct_off = OmegaConf.to_container(config, resolve=False)
+            tree = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, overrides, error)) from None
-    assert isinstance(with_struct_off, dict)
-    with_struct_off.pop("hydra")
+    assert isinstance(tree, dict)
+    tree.pop("hydra")
     chosen = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
-    return OmegaConf.create(with_struct_off), chosen
+    return OmegaConf.create(tree), chosen
 
 
 def _explain(command: str, overrides: list[str], error: Exception) -> str:

@@ -5,6 +5,7 @@ line hands over constructors with everything but the device bound to them; `conf
 configuration as plain data, for the record.
 """
 
+import json
 import math
 import re
 import sys
@@ -30,6 +31,7 @@ from bdia_exp.results import Record
 from bdia_exp.sampling import Job, stream
 from bdia_exp.seeds import parse
 
+DEFAULT_IMAGES = 64
 IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
 
@@ -81,15 +83,14 @@ def sample(
         scorer = Score(features(device=device), _reference(reference))
         require_enough(len(wanted), scorer.extractor.dim)
 
-    identity = {key: config.get(key) for key in IDENTITY}
-    identity |= {"seeds": seeds if seeds is not None else f"0-{len(wanted) - 1}"}
-    identity |= {"checkpoint": job.model.provenance["sha256"]}
+    identity = _identity(config, str(job.model.provenance["sha256"]))
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
     root = Path(out).expanduser() if out else Path("runs") / name
     old = results.load(root / "record.json") or {}
     if old:
         results.require_same(root, old.get("identity", {}), identity)
-    if old.get("complete") and old["save"] == save and (old.get("score") or not score):
+    asked = ("save", "score", "reference", "features") if score else ("save",)
+    if old.get("complete") and all(old["config"][key] == config[key] for key in asked):
         _say(f"{root} is complete: nothing to do")
         return old
 
@@ -269,8 +270,9 @@ def reproduce(
     _positive("batch", batch)
     if limit is not None:
         _positive("limit", limit)
-    root = Path(out).expanduser() if out else Path("runs") / experiment["name"]
     images = min(limit or experiment["images"], experiment["images"])
+    fewer = f"-{images}" if images < experiment["images"] else ""
+    root = Path(out).expanduser() if out else Path("runs") / (experiment["name"] + fewer)
     plan = cells_of(experiment, root)
     if cells:
         words = [word.strip() for word in cells.split(",")]
@@ -284,8 +286,12 @@ def reproduce(
         return compose([*cell.overrides, *settings, *fixed])
 
     def is_done(cell: Cell) -> bool:
-        record = results.load(cell.root / "record.json")
-        return bool(record and record["complete"] and record["images"] == images)
+        record = results.load(cell.root / "record.json") or {}
+        if not record.get("complete"):
+            return False
+        config = arguments(cell)["config"]
+        weights = checkpoints.sha256(checkpoints.locate(config["model"]["checkpoint"]))
+        return record["identity"] == _identity(config, weights)
 
     todo = [cell for cell in plan if not is_done(cell)]
     cost = {cell.root: images * arguments(cell)["nfe"] for cell in todo}
@@ -350,9 +356,17 @@ def models(*, listing: Record) -> Record:
     return listing
 
 
+def _identity(config: Record, checkpoint_sha256: str) -> Record:
+    """What decides the images of a run of `sample`, in the form that a record keeps."""
+    seeds, images = config["seeds"], config["images"]
+    wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
+    chosen = {key: config[key] for key in IDENTITY}
+    return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
+
+
 def _seeds(images: int | None, seeds: str | int | None) -> list[int]:
     if seeds is None:
-        count = 64 if images is None else images
+        count = DEFAULT_IMAGES if images is None else images
         _positive("images", count)
         return list(range(count))
     if images is not None:

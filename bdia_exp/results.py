@@ -32,7 +32,8 @@ def provenance() -> Record:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    return {"commit": commit(), "versions": versions, "platform": platform.platform()}
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"commit": commit(), "versions": versions, "platform": machine}
 
 
 def commit() -> str:

@@ -169,6 +169,7 @@ def evaluate(
     images: str,
     reference: str,
     features: Callable[..., Extractor],
+    limit: int | None,
     batch: int,
     device: str,
     out: str | None,
@@ -179,10 +180,12 @@ def evaluate(
     _positive("batch", batch)
     device = _device(device)
     found = store.ImageSet(images)
+    if limit is not None and not 1 <= limit <= len(found):
+        raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
     extractor = features(device=device)
     dist.start(device)
     scorer = Score(extractor, _reference(reference, extractor, batch))
-    _score_set(scorer, found, batch)
+    _score_set(scorer, found, limit or len(found), batch)
     record = results.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
@@ -201,11 +204,12 @@ def evaluate(
     return record
 
 
-def _score_set(scorer: Score, found: store.ImageSet, batch: int) -> None:
-    starts = range(0, len(found), batch)[dist.rank() :: dist.world()]
-    with _bar(len(found), "img") as bar:
+def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:
+    """Scores the first `count` images, this rank's share of them."""
+    starts = range(0, count, batch)[dist.rank() :: dist.world()]
+    with _bar(count, "img") as bar:
         for start in starts:
-            rows = range(start, min(start + batch, len(found)))
+            rows = range(start, min(start + batch, count))
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
             scorer.update(found.read(rows), labels)
             bar.update(len(rows) * dist.world())
@@ -219,7 +223,8 @@ def _reference(source: str | None, extractor: Extractor | None = None, batch: in
     if extractor is None or not store.is_image_set(path):
         return Statistics.load(path)
     scorer = Score(extractor, None)
-    _score_set(scorer, store.ImageSet(path), batch)
+    found = store.ImageSet(path)
+    _score_set(scorer, found, len(found), batch)
     return scorer.statistics()
 
 

@@ -148,12 +148,18 @@ def test_evaluate_against_images(tmp_path):
         array = rng.integers(0, 256 if name == "a" else 128, (200, 32, 32), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=array)
 
+    def score(images: str, reference: str, *more: str) -> dict:
+        words = [f"images='{tmp_path / images}'", f"reference='{tmp_path / reference}'", *more]
+        return run.evaluate(**arguments("evaluate", words, described=True))["score"]
+
     def fid(images: str, reference: str) -> float:
-        words = [f"images='{tmp_path / images}'", f"reference='{tmp_path / reference}'"]
-        return run.evaluate(**arguments("evaluate", words, described=True))["score"]["fid"]
+        return score(images, reference)["fid"]
 
     assert fid("a.npz", "a.npz") == pytest.approx(0, abs=1e-6)
     assert fid("a.npz", "b.npz") > 1
+    assert score("a.npz", "b.npz", "limit=100")["images"] == 100
+    with pytest.raises(UserError, match="limit=201 must be 1 to 200"):
+        score("a.npz", "b.npz", "limit=201")
 
 
 def test_too_few_images_is_said(tmp_path):

@@ -38,7 +38,7 @@ data: $(READY)  ## Fashion-MNIST as .npz files (needs the Debian package dataset
 	$(BIN)/python scripts/fashion_mnist.py
 
 train: data  ## Train the bundled model, or go on training it (2 CPU processes; hours)
-	$(BIN)/torchrun --nproc_per_node=2 scripts/train_edm.py --config configs/training/fashion_mini.yaml
+	$(BIN)/torchrun --standalone --nproc_per_node=2 scripts/train_edm.py --config configs/training/fashion_mini.yaml
 
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml

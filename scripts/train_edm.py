@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Trains an EDM model [EDM Table 1, App. F] and writes it as safetensors plus a JSON.
 
-    torchrun --nproc_per_node=2 scripts/train_edm.py --config configs/training/fashion_mini.yaml
     python scripts/train_edm.py --config configs/training/fashion_mini.yaml device=cuda
+    torchrun --standalone --nproc_per_node=2 scripts/train_edm.py --config …
 
 Words after the options override the configuration (`kimg=2000 lr=1e-3`). Stopped at any moment and
 started again, the run goes on from its last save; with a larger `kimg` a finished one trains on.
+`init=bundled:fashion_mini.safetensors out=…` starts a new run from the weights of an old one.
 On a CPU two processes of one thread each are faster than one process of two.
 """
 
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from bdia_exp import dist
+from bdia_exp.checkpoints import load_into, locate, read
 from bdia_exp.models.edm import EDMPrecond, parameter_count
 
 
@@ -63,7 +65,10 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     labels = torch.from_numpy(data["labels"]).long()
 
     torch.manual_seed(cfg.seed)
-    net = EDMPrecond(**OmegaConf.to_container(cfg.network)).to(device)  # type: ignore[arg-type]
+    net = EDMPrecond(**OmegaConf.to_container(cfg.network))  # type: ignore[arg-type]
+    if cfg.init:
+        load_into(net, read(locate(cfg.init)))
+    net.to(device)
     net.body_dtype = getattr(torch, cfg.body_dtype)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     opt = torch.optim.Adam(net.parameters(), lr=cfg.lr, betas=(0.9, 0.99), eps=1e-8)

@@ -46,8 +46,8 @@ def config(tmp_path):
     return str(tmp_path / "config.yaml")
 
 
-def train(module, config: str, out: Path):
-    words = ["--config", config, f"out={out}"]
+def train(module, config: str, out: Path, *more: str):
+    words = ["--config", config, f"out={out}", *more]
     return CliRunner().invoke(module.main, words, catch_exceptions=True)
 
 
@@ -64,6 +64,12 @@ def test_training_learns_and_writes_what_the_loader_reads(config, tmp_path):
     with torch.no_grad():
         dark, bright = net(x + torch.randn(2, 1, 8, 8), 1.0, labels).mean((1, 2, 3))
     assert dark < -0.3 < 0.3 < bright  # −0.76 and 0.65 are the data
+
+    init = f"init={tmp_path / 'run/model.safetensors'}"
+    more = train(script("train_edm"), config, tmp_path / "more", init, "kimg=0.128")
+    assert more.exit_code == 0, more.output
+    further = read(tmp_path / "more/model.safetensors").record["loss"]
+    assert further[0][1] < 0.3 * np.mean(losses[:3])  # it starts where the first run ended
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from bdia_exp import run
 from bdia_exp.cli import CONFIGS, arguments, check, composed, expand, main, options
 from bdia_exp.errors import UserError
+from tests.samplers import SAMPLERS
 
 
 def invoke(*words: str):
@@ -54,6 +55,20 @@ def test_every_yaml_builds_and_binds(group, name):
     assert isinstance(built, partial)
     inspect.signature(built.func).bind_partial(**built.keywords)
     check(built.func, built.keywords)
+
+
+@pytest.mark.parametrize("name", options("sampler"))
+def test_every_sampler_yaml_goes_through_the_laws(name):
+    """It is the call of a line in the test list, whatever defaults either leaves out."""
+
+    def call(sampler) -> tuple:
+        function = sampler.func if isinstance(sampler, partial) else sampler
+        given = sampler.keywords if isinstance(sampler, partial) else {}
+        known = inspect.signature(function).parameters
+        return function, {k: p.default for k, p in known.items()} | given
+
+    built = call(arguments("sample", [f"sampler={name}"])["sampler"])
+    assert built in [call(entry.sampler) for entry in SAMPLERS]
 
 
 @pytest.mark.parametrize("name", options("experiment"))

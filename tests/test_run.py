@@ -162,6 +162,16 @@ def test_evaluate_against_images(tmp_path):
         score("a.npz", "b.npz", "limit=201")
 
 
+def test_half_precision_draws_the_same_pictures(whole, tmp_path):
+    from bdia_exp.store import ImageSet
+
+    sample(tmp_path, "images=16", "dtype=bfloat16")
+    full, half = (ImageSet(root).read(range(16)).float() for root in (whole, tmp_path))
+    difference = (full - half).abs().mean()
+    assert 0 < difference < 12  # of 255; three evaluations forgive little
+    assert full.std() > 40
+
+
 def test_too_few_images_is_said(tmp_path):
     with pytest.raises(UserError, match="at least 65 images; there are 20"):
         sample(tmp_path, "images=20", "score=true", "save=none")

@@ -240,7 +240,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.table}: {self.row}, {self.column}"
+        return f"{self.table}: {self.row} at {self.column}"
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:
@@ -275,6 +275,7 @@ def reproduce(
     _positive("batch", batch)
     if limit is not None:
         _positive("limit", limit)
+    dist.start(_device(device))
     images = min(limit or experiment["images"], experiment["images"])
     fewer = f"-{images}" if images < experiment["images"] else ""
     root = Path(out).expanduser() if out else Path("runs") / (experiment["name"] + fewer)

@@ -293,3 +293,18 @@ def test_the_bundled_model_draws_what_it_is_asked_for(tmp_path):
     score = sample(tmp_path, *words)["score"]
     assert score["label_accuracy"] > 0.7
     assert score["fid"] < 8  # noise has 90
+
+
+def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path):
+    words = ["reproduce", "demo", "limit=70", "cells=EDM at 9", "device=cpu", "batch=16"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    runs = {}
+    for name, launcher in (("one", [sys.executable]), ("two", command)):
+        whole = [*launcher, "-m", "bdia_exp", *words, f"out={tmp_path / name}"]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("# BDIA's Tables 2 and 3 in miniature") == 1
+        drawn = json.loads((tmp_path / name / "tables.json").read_text())
+        runs[name] = [(c["row"], c["column"], c["fid"]) for t in drawn["tables"] for c in t["cells"]]
+    assert [r[:2] for r in runs["one"]] == [r[:2] for r in runs["two"]]
+    assert [r[2] for r in runs["two"]] == pytest.approx([r[2] for r in runs["one"]], rel=1e-9)

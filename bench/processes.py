@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Speed of sampling as a ratio: two processes of one thread against one process of two.
+
+    python bench/processes.py
+
+Both sample the same 512 images, in turn, three rounds; the best round of each counts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+JOB = ["sampler=edm", "nfe=9", "images=512", "save=none", "device=cpu"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ROWS = {
+    "1 process, 2 threads": ([], "2"),
+    "2 processes, 1 thread each": (TORCHRUN, "1"),
+}
+
+
+def speed(launcher: list[str], threads: str) -> float:
+    """Images a second, as the run's own record has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *launcher, "-m", "bdia_exp", "sample", *JOB, f"out={folder}"]
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        return json.loads((Path(folder) / "record.json").read_text())["images_per_second"]
+
+
+def main() -> None:
+    best = dict.fromkeys(ROWS, 0.0)
+    for _ in range(3):
+        for name, (launcher, threads) in ROWS.items():
+            best[name] = max(best[name], speed(launcher, threads))
+    first = best[next(iter(ROWS))]
+    for name, value in best.items():
+        print(f"{name:28} {value / first:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,14 +85,18 @@ def stream(
     finished is made again whole: so no image depends on the number of processes or on a restart.
     """
     steps = len(job.grid) - 1
+
+    def advance(images: float) -> None:
+        bar.update(min(images, bar.total - bar.n))  # the last batch of another rank may be shorter
+
     for seeds in batches[dist.rank() :: dist.world()]:
         everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
         labels = job.draw(seeds)[2]
         if folder and folder.has(seeds):
             yield Batch(seeds, folder.read(seeds), labels, None)
-            bar.update(everyone)
+            advance(everyone)
             continue
-        images, nfe = job.sample(seeds, partial(bar.update, everyone / steps))
+        images, nfe = job.sample(seeds, partial(advance, everyone / steps))
         images = images.cpu()
         if folder:
             folder.write(seeds, images)

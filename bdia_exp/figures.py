@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.font_manager import findfont
+from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from bdia_exp.store import atomic, save_image
@@ -25,9 +26,9 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
         panel.set_title(table["title"], fontsize=10)
         panel.xaxis.set_major_locator(FixedLocator(sorted({c["nfe"] for c in table["cells"]})))
         panel.xaxis.set_minor_locator(NullLocator())
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_formatter(ScalarFormatter())
-        panel.yaxis.set_minor_formatter(ScalarFormatter())
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_major_formatter(LogFormatter())
+        panel.yaxis.set_minor_formatter(LogFormatter())  # as many labels as there is room for
         panel.grid(alpha=0.3, which="both")
         panel.legend()
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
@@ -39,7 +40,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
 def side_by_side(strips: Mapping[str, Path], path: Path) -> None:
     """Pictures under each other, each with its name beside it; those that are missing left out."""
     rows = [(name, Image.open(file)) for name, file in strips.items() if file.exists()]
-    font = ImageFont.load_default(size=14)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 13)  # comes with matplotlib, has a γ
     margin = 12 + max(int(font.getlength(name)) for name, _ in rows)
     gap = 6
     width = margin + max(picture.width for _, picture in rows)

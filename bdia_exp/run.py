@@ -249,7 +249,8 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
     for table in experiment["tables"]:
         for row, how in table["rows"].items():
             for column, where in table["columns"].items():
-                slug = re.sub(r"[^\w.=-]+", "_", f"{table['name']}-{row}-{column}")
+                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
+                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
                 overrides = [*experiment.get("common", []), *how, *where]
                 cells.append(
                     Cell(table["name"], row, str(column), overrides, root / "cells" / slug)

@@ -84,10 +84,10 @@ def stream(
     The seeds are cut into batches before they are dealt to the ranks, and a batch that was not
     finished is made again whole: so no image depends on the number of processes or on a restart.
     """
-    steps = len(job.grid) - 1
+    steps, total = len(job.grid) - 1, sum(map(len, batches))
 
     def advance(images: float) -> None:
-        bar.update(min(images, bar.total - bar.n))  # the last batch of another rank may be shorter
+        bar.update(min(images, total - bar.n))  # the last batch of another rank may be shorter
 
     for seeds in batches[dist.rank() :: dist.world()]:
         everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
-from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from bdia_exp.store import atomic, save_image
@@ -27,8 +27,10 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
         panel.xaxis.set_major_locator(FixedLocator(sorted({c["nfe"] for c in table["cells"]})))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.yaxis.set_major_formatter(LogFormatter())
-        panel.yaxis.set_minor_formatter(LogFormatter())  # as many labels as there is room for
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.yaxis.set_minor_formatter(
+            lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else ""
+        )
         panel.grid(alpha=0.3, which="both")
         panel.legend()
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})

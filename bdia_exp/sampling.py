@@ -40,21 +40,21 @@ class Job:
         levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), nfe)
         return cls(loaded, sampler, levels, label, noise_device)
 
-    def draw(self, seeds: Sequence[int]) -> tuple[Generators, Tensor, Tensor | None]:
-        """The batch's generators, its noise and its labels, drawn in EDM's order."""
+    def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The noise and the labels of these seeds, drawn in EDM's order."""
         rng = Generators(seeds, self.noise_device)
         z = self.model.start(rng, self.grid[0])
         if not self.model.num_classes:
-            return rng, z, None
+            return z, None
         labels = rng.randint(self.model.num_classes)
-        return rng, z, labels if self.label is None else torch.full_like(labels, self.label)
+        return z, labels if self.label is None else torch.full_like(labels, self.label)
 
-    def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> tuple[Tensor, int]:
-        """uint8 images [B, C, H, W] and the network evaluations that each of them took.
+    def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
+        """The images of these seeds, and the network evaluations that each of them took.
 
         `step` is called after every step of the sampler.
         """
-        _, z, labels = self.draw(seeds)
+        z, labels = self.draw(seeds)
         denoiser = Counted(self.model.denoiser(labels))
         with torch.inference_mode():
             for state in self.sampler(denoiser, z, self.grid):
@@ -65,7 +65,7 @@ class Job:
                 "the sampler diverged (states are no longer finite): use more nfe= or a smaller "
                 "sampler.gamma="
             )
-        return self.model.decode(z), denoiser.nfe
+        return Batch(seeds, self.model.decode(z).cpu(), labels, denoiser.nfe)
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,11 @@ def stream(
 
     for seeds in batches[dist.rank() :: dist.world()]:
         everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
-        labels = job.draw(seeds)[2]
         if folder and folder.has(seeds):
-            yield Batch(seeds, folder.read(seeds), labels, None)
+            yield Batch(seeds, folder.read(seeds), job.draw(seeds)[1], None)
             advance(everyone)
             continue
-        images, nfe = job.sample(seeds, partial(advance, everyone / steps))
-        images = images.cpu()
+        made = job.sample(seeds, partial(advance, everyone / steps))
         if folder:
-            folder.write(seeds, images)
-        yield Batch(seeds, images, labels, nfe)
+            folder.write(seeds, made.images)
+        yield made

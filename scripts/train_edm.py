@@ -12,7 +12,6 @@ On a CPU two processes of one thread each are faster than one process of two.
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from bdia_exp import dist
 from bdia_exp.checkpoints import load_into, locate, read
 from bdia_exp.models.edm import EDMPrecond, parameter_count
+from bdia_exp.store import atomic
 
 
 def edm_loss(net, x, labels, rng, P_mean, P_std):
@@ -44,8 +44,8 @@ def learning_rate(cfg, images: int) -> float:
 
 def save(path: Path, state: dict) -> None:
     """Writes beside the old file and replaces it in one step, so that a kill loses nothing."""
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with atomic(path) as part:
+        torch.save(state, part)
 
 
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True})

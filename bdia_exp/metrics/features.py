@@ -1,6 +1,5 @@
 """Feature extractors: from images to the vectors that FID compares."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,10 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bdia_exp.batching import in_full_rows
+from bdia_exp.checkpoints import BUNDLED, sha256
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.classifier import Classifier
-
-BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
 class Features(NamedTuple):
@@ -66,7 +64,7 @@ class ClassifierFeatures:
         self.dim: int = network["widths"][-1]
         self.classes: int | None = network["classes"]
         self.shape = (network["channels"], self.record["size"], self.record["size"])
-        self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.sha256 = sha256(weights)
         self.device = torch.device(device)
         self.net = Classifier(**network)
         self.net.load_state_dict(load_file(weights))

@@ -1,7 +1,6 @@
 """Mean and covariance of features, gathered in one pass over any number of images."""
 
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bdia_exp.errors import UserError
+from bdia_exp.store import atomic
 
 
 @dataclass(eq=False)  # not frozen: torchmetrics refuses to return such
@@ -41,10 +41,8 @@ class Statistics:
             arrays["count"] = np.int64(self.count)
         if self.meta is not None:
             arrays["meta"] = np.array(json.dumps(self.meta))
-        part = Path(f"{path}.part")
-        with part.open("wb") as file:
+        with atomic(Path(path)) as part, part.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(part, path)  # in one step: a reader never sees half a file
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":

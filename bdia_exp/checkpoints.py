@@ -1,13 +1,16 @@
 """What may be loaded, from where, with which sha256; never executes a pickle.
 
-Two formats are read: EDM's published `.pkl` files, as `bdia_exp.pickles` reads them, and our own
-`.safetensors`, which hold weights alone; a JSON of the same stem beside them holds
+Files that describe their network: EDM's published `.pkl`, as `bdia_exp.pickles` reads them, and our
+own `.safetensors`, which hold weights alone; a JSON of the same stem beside them holds
 `{"network": {constructor arguments}, "training": {how it was made}}`.
+
+Files that do not: torch's, as `bdia_exp.torch_files` reads them, other `.safetensors`, and a folder
+with either of them in diffusers' layout.
 """
 
 import contextlib
-import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bdia_exp import fetch
 from bdia_exp.errors import UserError
 from bdia_exp.pickles import PUBLISHED, brief, few, plain, read_edm, ready
+from bdia_exp.torch_files import read_torch
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -25,9 +30,10 @@ BUNDLED = Path(__file__).parent / "bundled"
 class Checkpoint:
     """A trained network as data: `Network(**config)` and `load_into` make it one again.
 
-    `config` holds plain Python values. `state` has the names of `net.state_dict()`; floating-point
-    entries are float32, all are contiguous and on the CPU. `record` is the training record of our
-    own models, else empty.
+    `config` holds plain Python values, none if the file does not describe its network. `state` has
+    the names of `net.state_dict()`, or the file's own if that has others; floating-point entries
+    are float32, all are contiguous and on the CPU. `record` is the training record of our own
+    models, else empty.
     """
 
     config: dict[str, Any]
@@ -38,10 +44,13 @@ class Checkpoint:
 
 
 def locate(name: str) -> Path:
-    """What `name` stands for: `bundled:FILE`, one that came with the package, or a path.
+    """What `name` stands for: `bundled:FILE`, one that came with the package, `fetch:FILE`, one
+    that is published and is downloaded into the cache if it is not there yet, or a path.
 
-    Raises UserError if nothing is there.
+    Raises UserError if nothing is there, and as `fetch.get` does.
     """
+    if name.startswith("fetch:"):
+        return fetch.get(name.removeprefix("fetch:"))
     if name.startswith("bundled:"):
         known = {path.name: path for path in sorted(BUNDLED.glob("*")) if path.is_file()}
         if (file := name.removeprefix("bundled:")) in known:
@@ -52,30 +61,38 @@ def locate(name: str) -> Path:
         if (path := Path(name).expanduser()).exists():
             return path
     raise UserError(
-        f"nothing is at {name}: give the path of a file, or bundled:FILE; "
+        f"nothing is at {name}: give the path of a file, bundled:FILE or fetch:FILE; "
         f"EDM's checkpoints are published at {PUBLISHED}"
     )
 
 
+def present(name: str) -> Path | None:
+    """As `locate`, without a download: None if the file is not on this machine."""
+    if name.startswith("fetch:"):
+        return fetch.cached(name.removeprefix("fetch:"))
+    with contextlib.suppress(UserError):
+        return locate(name)
+    return None
+
+
 def sha256(path: str | Path) -> str:
     """The file's sha256 in hexadecimal, read a piece at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return fetch.digest(Path(path))
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint in an EDM `.pkl`, or in a `.safetensors` with its JSON beside it.
+    """The checkpoint in a file of one of the formats above, or in a folder of diffusers'.
 
     Executes nothing of the file. Raises UserError, and nothing else, whatever the bytes are.
     """
     path = Path(path)
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
+    readers |= dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), _read_torch)
+    if os.path.isdir(path):  # unlike Path.is_dir it raises nothing
+        path = _weights_in(path)
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise UserError(f"{path} is neither a .pkl nor a .safetensors file")
+        raise UserError(f"{path} is none of the files that hold weights: {', '.join(readers)}")
     try:
         config, state, record = readers[suffix](path)
         return Checkpoint(config, state, sha256(path), path, record)
@@ -92,7 +109,8 @@ def load_into(net: nn.Module, checkpoint: Checkpoint) -> None:
     """Makes the checkpoint's weights those of `net`, by name; `net` may be on the meta device.
 
     `net` is untouched if they do not fit.
-    Raises UserError naming entries that are missing, unexpected, of another shape or not finite.
+    Raises UserError naming entries that are missing, unexpected, of another shape, of another kind
+    of number or not finite.
     """
     wanted, given = net.state_dict(), checkpoint.state
     shared = [k for k in wanted if k in given]
@@ -103,6 +121,11 @@ def load_into(net: nn.Module, checkpoint: Checkpoint) -> None:
             f"{k} {list(given[k].shape)}, not {list(wanted[k].shape)}"
             for k in shared
             if given[k].shape != wanted[k].shape
+        ],
+        "of another kind of number": [
+            f"{k} {given[k].dtype}"
+            for k in shared
+            if given[k].is_floating_point() != wanted[k].is_floating_point()
         ],
         "not finite": [k for k in shared if not given[k].isfinite().all()],
     }
@@ -117,8 +140,12 @@ Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]  # config, stat
 
 def _read_safetensors(path: Path) -> Parts:
     beside = path.with_suffix(".json")
+    state = {name: ready(tensor) for name, tensor in load_file(path).items()}
     if not beside.is_file():
-        raise UserError(f"the description {beside.name} is missing beside it")
+        # EDM's networks come in many sizes; whoever loads another kind knows its network.
+        if "model.map_layer0.weight" in state:
+            raise UserError(f"the description {beside.name} is missing beside it")
+        return {}, state, {}
     try:
         about = json.loads(beside.read_text("utf-8"))
     except (ValueError, RecursionError):
@@ -129,10 +156,23 @@ def _read_safetensors(path: Path) -> Parts:
     if not isinstance(network, dict) or not isinstance(record, dict):
         shape = '{"network": {...}, "training": {...}}'
         raise UserError(f"{beside.name} beside it is not of the form {shape}")
-    state = {name: ready(tensor) for name, tensor in load_file(path).items()}
     return plain(network), state, record
 
 
 def _read_pickle(path: Path) -> Parts:
     config, state = read_edm(path)
     return config, state, {}
+
+
+def _read_torch(path: Path) -> Parts:
+    return {}, read_torch(path), {}
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of a network's folder in diffusers' layout."""
+    for suffix in (".safetensors", ".bin"):
+        if (path := folder / f"diffusion_pytorch_model{suffix}").is_file():
+            return path
+    raise UserError(
+        f"{folder} cannot be read: a folder must hold diffusion_pytorch_model.safetensors or .bin"
+    )

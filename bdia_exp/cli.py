@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,14 @@ from bdia_exp.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
-POSITIONAL = {"evaluate": "images", "reproduce": "experiment", "table": "experiment"}
-"""The key that a command's first word without `=` is the value of."""
+POSITIONAL = {
+    "evaluate": "images",
+    "reference": "images",
+    "reproduce": "experiment",
+    "table": "experiment",
+    "fetch": "what",
+}
+"""The key that a command's words without `=` in front are the value of, joined by commas."""
 
 
 # -- configurations ------------------------------------------------------------------------------
@@ -55,12 +61,17 @@ def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, 
     Raises UserError, naming what is nearest, for a key or a choice that does not exist.
     """
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose(command, overrides, return_hydra_config=True)
-            choices = dict(config.hydra.runtime.choices)
-            tree = OmegaConf.to_container(config, resolve=False)
+        return _composed(command, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, overrides, error)) from None
+
+
+def _composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The same, with Hydra's own exceptions."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(command, overrides, return_hydra_config=True)
+        choices = dict(config.hydra.runtime.choices)
+        tree = OmegaConf.to_container(config, resolve=False)
     assert isinstance(tree, dict)
     tree.pop("hydra")
     chosen = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
@@ -89,8 +100,8 @@ def _keys(command: str, overrides: list[str]) -> list[str]:
     """Every dotted key of the command's configuration under the group choices that are valid."""
     chosen = [o for o in overrides if o.partition("=")[2] in options(o.partition("=")[0])]
     try:
-        config, _ = composed(command, chosen)
-    except UserError:
+        config, _ = _composed(command, chosen)
+    except (HydraException, OmegaConfBaseException):
         return []
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
@@ -107,12 +118,9 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
 
     Without --multirun a comma means nothing special: `seeds=0-9,20` is one text.
     """
-    words = tuple(
-        f"{POSITIONAL[command]}={word}"
-        if i == 0 and "=" not in word and command in POSITIONAL
-        else word
-        for i, word in enumerate(words)
-    )
+    bare = list(takewhile(lambda word: "=" not in word, words))
+    if bare and command in POSITIONAL:
+        words = (f"{POSITIONAL[command]}={','.join(bare)}", *words[len(bare) :])
     try:
         if not multirun:
             return [[_quoted(word) for word in words]]
@@ -199,7 +207,7 @@ def call(command: str, overrides: list[str]) -> None:
     extra: dict[str, Any] = {}
     if command == "reproduce":
         extra["compose"] = partial(_sample_arguments, check_with=run.sample)
-    if command == "models":
+    if command in ("models", "fetch"):
         extra["listing"] = _models()
     verb = getattr(run, command)
     given = arguments(command, overrides, described=command in ("sample", "evaluate")) | extra
@@ -215,14 +223,17 @@ def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, A
 
 
 def _models() -> dict[str, dict[str, Any]]:
-    """Each model's first comment and its checkpoint (None where the user must give it)."""
+    """Each model's first comment and files (None where the user must give the checkpoint)."""
     listing = {}
     for name in options("model"):
-        node = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").model
-        missing = OmegaConf.is_missing(node, "checkpoint")
+        file = CONFIGS / "model" / f"{name}.yaml"
+        node = OmegaConf.load(file)
+        assert isinstance(node, DictConfig)
+        missing = OmegaConf.is_missing(node.model, "checkpoint")
         listing[name] = {
-            "about": about(CONFIGS / "model" / f"{name}.yaml"),
-            "checkpoint": None if missing else node.checkpoint,
+            "about": about(file),
+            "checkpoint": None if missing else node.model.checkpoint,
+            "reference": node.get("reference"),
         }
     return listing
 
@@ -330,6 +341,13 @@ _add(
     "runs/mine reference=bundled:fashion_reference.npz",
 )
 _add(
+    "reference",
+    "Statistics to score against.",
+    "Mean and covariance of the features of a folder, zip or npz of images: what FID compares "
+    "with.",
+    "data/cifar10/train.npz features=inception out=cifar10-train.npz",
+)
+_add(
     "reproduce",
     "Run the cells of a table and draw it.",
     "Run the missing cells of an experiment's tables and draw the tables.",
@@ -340,6 +358,15 @@ _add(
     "Draw a table again from its records.",
     "Draw an experiment's tables, plot and sheet again from the records that are there.",
     "demo out=runs/demo",
+)
+_add(
+    "fetch",
+    "Download what experiments need.",
+    "Download the checkpoints and reference statistics of models, the feature network "
+    "(inception), a data set (cifar10) or single files into the cache. BDIA_EXP_CACHE, "
+    "BDIA_EXP_MIRROR and BDIA_EXP_OFFLINE in the environment say where to, where from, and not "
+    "to; docs/guide.md explains.",
+    "edm_cifar10 inception",
 )
 _add(
     "models",

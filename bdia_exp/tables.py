@@ -1,42 +1,76 @@
 """Tables: from records to the paper's tables, measured beside published."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 Drawn = dict[str, Any]
 """An experiment's tables as plain data: what tables.json holds and the figures are drawn from."""
 
 
-def collect(experiment: Mapping[str, Any], records: Mapping[tuple[str, str, str], Any]) -> Drawn:
-    """The cells of an experiment, by (table, row, column), in the order of its tables."""
+REPORTS = {
+    "mean": "their mean ± standard deviation",
+    "min": "the least of them, as EDM's protocol has it, and mean ± standard deviation",
+}
+"""What a cell of several runs shows."""
+
+
+def collect(
+    experiment: Mapping[str, Any],
+    records: Mapping[tuple[str, str, str], Sequence[Any]],
+    report: str = "mean",
+) -> Drawn:
+    """The cells of an experiment, by (table, row, column), in the order of its tables.
+
+    A cell has the records of one run or of several, which differ in their seeds; its `fid` is
+    their mean, or their least with report="min". `fid_sd` is None for a single run.
+    """
     drawn = []
     for table in experiment["tables"]:
         published = table.get("published") or {}
         cells = []
         for row in table["rows"]:
             for column in map(str, table["columns"]):
-                record = records.get((table["name"], row, column))
-                if record is None:
+                runs = records.get((table["name"], row, column))
+                if not runs:
                     continue
-                score = record["score"]
+                fids = [run["score"]["fid"] for run in runs]
+                accuracies = [run["score"].get("label_accuracy") for run in runs]
+                first = runs[0]
                 cell = {
                     "row": row,
                     "column": column,
-                    "fid": score["fid"],
-                    "label_accuracy": score.get("label_accuracy"),
-                    "images": score["images"],
-                    "nfe": record["nfe"],
-                    "note": score["note"],
-                    "images_per_second": record["images_per_second"],
-                    "commit": record["commit"],
-                    "checkpoint_sha256": record["model"]["sha256"],
+                    "fid": min(fids) if report == "min" else fmean(fids),
+                    "fids": fids,
+                    "fid_mean": fmean(fids),
+                    "fid_sd": stdev(fids) if len(fids) > 1 else None,
+                    "seeds": [run["identity"]["seeds"] for run in runs],
+                    "label_accuracy": None if None in accuracies else fmean(accuracies),
+                    "images": first["score"]["images"],
+                    "nfe": first["nfe"],
+                    "note": first["score"]["note"],
+                    "images_per_second": first["images_per_second"],
+                    "commit": first["commit"],
+                    "checkpoint_sha256": first["model"]["sha256"],
                     "published": (published.get(row) or {}).get(column),
                 }
                 cells.append(cell)
-        columns = [str(column) for column in table["columns"]]
-        head = {"name": table["name"], "title": table["title"], "axis": table["axis"]}
-        drawn.append({**head, "rows": list(table["rows"]), "columns": columns, "cells": cells})
-    return {"name": experiment["name"], "title": experiment["title"], "tables": drawn}
+        drawn.append(
+            {
+                **{key: table[key] for key in ("name", "title", "axis")},
+                "rows": list(table["rows"]),
+                "columns": [str(column) for column in table["columns"]],
+                "match": table.get("match"),
+                "cells": cells,
+            }
+        )
+    return {
+        "name": experiment["name"],
+        "title": experiment["title"],
+        "images": experiment["images"],
+        "report": report,
+        "tables": drawn,
+    }
 
 
 def markdown(drawn: Drawn) -> str:
@@ -47,8 +81,8 @@ def markdown(drawn: Drawn) -> str:
         if not cells:
             continue
         parts.append(f"## {table['title']}")
-        parts.append(_about(table["cells"]))
-        parts.append(_grid(table, cells, "FID", _fid_texts(table, cells)))
+        parts.append(_about(drawn, table["cells"]))
+        parts.append(_grid(table, cells, "FID", _fid_texts(table, cells, drawn["report"])))
         if any(cell["label_accuracy"] is not None for cell in cells.values()):
             texts = {
                 key: f"{100 * cell['label_accuracy']:.1f} %"
@@ -56,18 +90,30 @@ def markdown(drawn: Drawn) -> str:
                 if cell["label_accuracy"] is not None
             }
             parts.append(_grid(table, cells, "label accuracy", texts))
+        if table["match"]:
+            parts.append(_nearest_row(table, cells))
     return "\n\n".join(parts) + "\n"
 
 
-def _about(cells: list[Mapping[str, Any]]) -> str:
+def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     """What holds for every number of a table: how many images, which FID."""
     images = sorted({cell["images"] for cell in cells})
     notes = sorted({cell["note"] for cell in cells})
+    runs = sorted({len(cell["fids"]) for cell in cells})
     each = " or ".join(f"{n:,}" for n in images)
-    return f"{each} images a cell, the same seeds in every cell. {'; '.join(notes)}."
+    sentences = [f"{each} images a run, the same seeds in every cell", "; ".join(notes)]
+    if runs != [1]:
+        how_many = " or ".join(map(str, runs))
+        sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
+    if images[0] < drawn["images"]:
+        sentences.append(
+            f"fewer images than the {drawn['images']:,} of the published numbers give a larger "
+            "FID: do not compare with them"
+        )
+    return ". ".join(f"{s[0].upper()}{s[1:]}" for s in sentences) + "."
 
 
-def _fid_texts(table: Mapping[str, Any], cells: Mapping) -> dict[tuple[str, str], str]:
+def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tuple[str, str], str]:
     best = {
         column: min((c["fid"] for c in cells.values() if c["column"] == column), default=None)
         for column in table["columns"]
@@ -77,10 +123,31 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping) -> dict[tuple[str, str]
         text = f"{cell['fid']:.3f}"
         if cell["fid"] == best[cell["column"]]:
             text = f"**{text}**"
+        if cell["fid_sd"] is not None:
+            spread = f"± {cell['fid_sd']:.3f}"
+            text += f" [{cell['fid_mean']:.3f} {spread}]" if report == "min" else f" {spread}"
         if cell["published"] is not None:
             text += f" (published {cell['published']}, {cell['fid'] - cell['published']:+.2f})"
         texts[key] = text
     return texts
+
+
+def _nearest_row(table: Mapping[str, Any], cells: Mapping) -> str:
+    """Which row is nearest to the published one that the table looks for, by its worst column."""
+    wanted = {str(column): fid for column, fid in table["match"].items()}
+    goal = " / ".join(map(str, wanted.values()))
+    distance = {
+        row: max(abs(cells[row, column]["fid"] / fid - 1) for column, fid in wanted.items())
+        for row in table["rows"]
+        if all((row, column) in cells for column in wanted)
+    }
+    if not distance:
+        return f"No row has all the columns to be compared with the published {goal} yet."
+    row = min(distance, key=distance.__getitem__)
+    return (
+        f"Nearest to the published {goal}: **{row}**, off by {100 * distance[row]:.1f} % at most "
+        f"(of {len(distance)} rows measured)."
+    )
 
 
 def _grid(table: Mapping[str, Any], cells: Mapping, what: str, texts: Mapping) -> str:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from omegaconf import OmegaConf
 
-from bdia_exp import run
+from bdia_exp import experiments, run
 from bdia_exp.cli import CONFIGS, arguments, check, composed, expand, main, options
 from bdia_exp.errors import UserError
 from tests.samplers import SAMPLERS
@@ -75,8 +75,8 @@ def test_every_sampler_yaml_goes_through_the_laws(name):
 def test_every_cell_of_every_experiment_builds(name):
     config, _ = composed("reproduce", [f"experiment={name}"])
     experiment = OmegaConf.to_container(config.experiment)
-    for cell in run.cells_of(experiment, Path("somewhere")):
-        check(run.sample, arguments("sample", cell.overrides, described=True))
+    for cell in experiments.cells_of(experiment, Path("somewhere")):
+        check(run.sample, arguments("sample", list(cell.overrides), described=True))
 
 
 def test_sampler_brings_its_grid_and_the_command_line_overrules_it():
@@ -137,7 +137,7 @@ MISTAKES = {
     "sample score=true images=8 reference=null save=none": "give reference=",
     "evaluate": "give images=",
     "evaluate /nothing/here": "/nothing/here does not exist",
-    "reproduce": "give experiment=: one of demo",
+    "reproduce": "give experiment=: one of ",
     "reproduce dmeo": "did you mean 'demo'?",
     "reproduce demo cells=nonsense": "no cell of demo",
     "reproduce demo limit=0": "limit=0 must be 1 or more",

@@ -221,7 +221,8 @@ EXPERIMENT = {
 
 
 def reproduce(out: Path, **changes) -> dict:
-    settings = {"limit": None, "cells": None, "batch": 64, "device": "cpu", "dry_run": False}
+    settings = {"limit": None, "cells": None, "repeats": None, "report": None, "batch": 64}
+    settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
     return run.reproduce(
         experiment=EXPERIMENT,
         out=str(out),
@@ -257,7 +258,7 @@ def test_reproduce_runs_the_missing_cells_and_draws_the_tables(tmp_path, capsys)
 def test_a_cell_of_another_experiment_is_not_taken_for_done(tmp_path, capsys):
     reproduce(tmp_path, cells="EDM")
     reproduce(tmp_path, cells="EDM", dry_run=True)
-    assert "2 are there, 0 to run" in capsys.readouterr().out
+    assert "2 of 2 runs are there, 0 to run" in capsys.readouterr().out
     record = tmp_path / "cells/t-EDM-3/record.json"
     record.write_text(record.read_text().replace('"gamma": 0.0', '"gamma": 0.25'))
     with pytest.raises(UserError, match=r"sampler.gamma was 0.25, now 0.0"):
@@ -272,7 +273,7 @@ def test_dry_run_runs_nothing(tmp_path, capsys):
 
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
-        run.table(experiment=EXPERIMENT, out=str(tmp_path))
+        run.table(experiment=EXPERIMENT, out=str(tmp_path), report=None)
 
 
 def test_a_pickle_gives_the_images_of_its_safetensors(whole, tmp_path):

@@ -7,6 +7,7 @@ from bdia_exp.store import save_image, to_pil
 EXPERIMENT = {
     "name": "x",
     "title": "X",
+    "images": 1000,
     "tables": [
         {
             "name": "t",
@@ -20,9 +21,10 @@ EXPERIMENT = {
 }
 
 
-def record(fid: float, nfe: int, accuracy: float | None = 0.5) -> dict:
+def record(fid: float, nfe: int, accuracy: float | None = 0.5, seeds: str = "0-999") -> dict:
     score = {"fid": fid, "images": 1000, "note": "not comparable", "label_accuracy": accuracy}
     return {
+        "identity": {"seeds": seeds},
         "score": score,
         "nfe": nfe,
         "images_per_second": 1.0,
@@ -32,9 +34,9 @@ def record(fid: float, nfe: int, accuracy: float | None = 0.5) -> dict:
 
 
 RECORDS = {
-    ("t", "A", "5"): record(3.0, 5),
-    ("t", "A", "9"): record(2.0, 9),
-    ("t", "B", "5"): record(4.0, 5, 0.75),
+    ("t", "A", "5"): [record(3.0, 5)],
+    ("t", "A", "9"): [record(2.0, 9)],
+    ("t", "B", "5"): [record(4.0, 5, 0.75)],
 }
 
 
@@ -44,8 +46,47 @@ def test_markdown_shows_measured_beside_published_and_what_is_missing():
     assert "| A | **3.000** (published 3.25, -0.25) | **2.000** |" in text
     assert "| B | 4.000 | – |" in text
     assert "| B | 75.0 % | – |" in text
-    assert "1,000 images a cell" in text
-    assert "not comparable" in text
+    assert "1,000 images a run" in text
+    assert "Not comparable" in text
+
+
+RANGES = [record(fid, 5, None, seeds) for fid, seeds in [(3.0, "0-9"), (2.0, "50-59"), (4.0, "x")]]
+
+
+def test_several_seed_ranges_give_the_mean_and_its_spread():
+    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "mean")
+    (cell,) = drawn["tables"][0]["cells"]
+    assert (cell["fid"], cell["fid_sd"], cell["seeds"]) == (3.0, 1.0, ["0-9", "50-59", "x"])
+    text = tables.markdown(drawn)
+    assert "**3.000** ± 1.000 (published 3.25, -0.25)" in text
+    assert "3 seed ranges: their mean ± standard deviation" in text
+
+
+def test_the_least_of_several_seed_ranges_is_edm_s_protocol():
+    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
+    assert drawn["tables"][0]["cells"][0]["fid"] == 2.0
+    text = tables.markdown(drawn)
+    assert "**2.000** [3.000 ± 1.000] (published 3.25, -1.25)" in text
+    assert "the least of them" in text
+
+
+def test_fewer_images_than_the_published_numbers_are_pointed_out():
+    many = {**EXPERIMENT, "images": 50_000}
+    assert "larger FID: do not compare" in tables.markdown(tables.collect(many, RECORDS))
+    assert "do not compare" not in tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+
+
+def test_the_row_nearest_to_the_published_one_is_named():
+    """By the worst column, among the rows that have every column."""
+    table = {**EXPERIMENT["tables"][0], "match": {"5": 4.0, "9": 2.0}}
+    experiment = {**EXPERIMENT, "tables": [table]}
+    text = tables.markdown(tables.collect(experiment, RECORDS))
+    assert "Nearest to the published 4.0 / 2.0: **A**, off by 25.0 % at most (of 1 rows" in text
+    more = RECORDS | {("t", "B", "9"): [record(2.2, 9)]}
+    text = tables.markdown(tables.collect(experiment, more))
+    assert "**B**, off by 10.0 % at most (of 2 rows" in text
+    none = {key: value for key, value in RECORDS.items() if key[2] == "5"}
+    assert "No row has all the columns" in tables.markdown(tables.collect(experiment, none))
 
 
 def test_a_table_without_records_is_left_out():

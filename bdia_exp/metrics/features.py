@@ -26,14 +26,16 @@ class Features(NamedTuple):
 class Extractor(Protocol):
     """A network that turns images, uint8 [B, C, H, W], into `Features`.
 
-    `sha256` is that of its weights: statistics are comparable only where it is the same. `note`
-    is printed beside every FID.
+    `sha256` is that of its weights: statistics are comparable only where it is the same. `classes`
+    is how many classes its logits tell apart, if they are those that images are asked for; logits
+    of other classes still serve the Inception Score. `note` is printed beside every FID.
     """
 
     name: str
     device: torch.device
     dim: int
     classes: int | None
+    has_logits: bool
     sha256: str
     comparable_to_inception: bool
     note: str
@@ -51,6 +53,7 @@ class ClassifierFeatures:
     """
 
     comparable_to_inception = False
+    has_logits = True
     note = "FID in the bundled classifier's features; not comparable with Inception FID"
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu"):

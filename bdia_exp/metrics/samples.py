@@ -1,0 +1,92 @@
+"""What needs the features of every image: KID, precision and recall, Inception Score.
+
+The estimators are torch-fidelity's, at its settings.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from bdia_exp.errors import UserError
+
+KID_SUBSET = 1000  # images in each of the 100 subsets that KID averages over
+SPLITS = 10  # of the images, over which the Inception Score is averaged
+NEIGHBOURS = 3  # k of precision and recall
+
+
+class FeatureSamples(Metric):
+    """Every image's features, and logits if there are any, on all ranks.
+
+    `update(features [B, D], logits [B, K] or None, keys [B])`; `compute()` → (features [N, D],
+    logits [N, K] or None), float32 on the CPU, in the order of the keys: that of the images' seeds
+    or positions, whichever rank saw them.
+    """
+
+    higher_is_better = None
+    is_differentiable = False
+    full_state_update = False
+    features: list[Tensor]
+    logits: list[Tensor]
+    keys: list[Tensor]
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        for name in ("features", "logits", "keys"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, logits: Tensor | None, keys: Tensor) -> None:
+        self.features.append(features)
+        self.keys.append(keys.to(features.device))
+        if logits is not None:
+            self.logits.append(logits)
+
+    def compute(self) -> tuple[Tensor, Tensor | None]:
+        order = dim_zero_cat(self.keys).argsort()
+        logits = dim_zero_cat(self.logits)[order].cpu() if len(self.logits) else None
+        return dim_zero_cat(self.features)[order].cpu(), logits
+
+
+def kid(found: Tensor, real: Tensor) -> dict[str, float]:
+    """The kernel inception distance of features [N, D] and [M, D]: mean and spread of 100 subsets.
+
+    Raises UserError if there are fewer than 1,000 of either.
+    """
+    if (fewest := min(len(found), len(real))) < KID_SUBSET:
+        raise UserError(f"KID draws subsets of {KID_SUBSET:,} images; there are {fewest:,}")
+    numbers = kid_features_to_metric(found, real, kid_subset_size=KID_SUBSET, verbose=False)
+    mean, std = numbers.values()
+    return {"kid": mean, "kid_std": std}
+
+
+def precision_recall(found: Tensor, real: Tensor) -> dict[str, float]:
+    """Precision: how many images lie among the real ones; recall: the other way round; k = 3.
+
+    Raises UserError for fewer images than a neighbourhood has.
+    """
+    if (fewest := min(len(found), len(real))) <= NEIGHBOURS:
+        raise UserError(f"precision and recall need more than {NEIGHBOURS} images, not {fewest}")
+    numbers = prc_features_to_metric(
+        found,
+        real,
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=2000,  # of 50,000 others: 0.4 GB
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return {name: numbers[name] for name in ("precision", "recall")}
+
+
+def inception_score(logits: Tensor) -> dict[str, float]:
+    """exp of the mean KL of p(y|x) from p(y): mean and spread of ten splits of logits [N, K].
+
+    Raises UserError if a split would be empty.
+    """
+    if len(logits) < SPLITS:
+        raise UserError(f"the Inception Score needs {SPLITS} images or more, not {len(logits)}")
+    mean, std = isc_features_to_metric(logits, splits=SPLITS).values()
+    return {"isc": mean, "isc_std": std}

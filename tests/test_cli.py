@@ -118,7 +118,9 @@ MISTAKES = {
     "sample nfe=3.5": "nfe=3.5 must be int",
     "sample nfe": "not of the form key=value",
     "sample sampler.gamma=high": "sampler.gamma=high must be float",
-    "sample sampler.gamma=-1": "must not be negative",
+    "sample sampler.gamma=-1": "sampler.gamma=-1 must be 0 to 1",
+    "sample sampler.gamma=1.01": "sampler.gamma=1.01 must be 0 to 1",
+    "sample sampler.gamma=nan": "sampler.gamma=nan must be 0 to 1",
     "sample sampler.refine=litteral": "did you mean 'literal'?",
     "sample grid=quad grid.pairing=ddmi": "did you mean 'ddim'?",
     "sample grid.sigma_min=100": "0 < min < max",
@@ -135,18 +137,39 @@ MISTAKES = {
     "sample device=tpu": "device='tpu' is unknown",
     "sample score=true images=8 reference=/nothing.npz save=none": "nothing is at /nothing.npz",
     "sample score=true images=8 reference=null save=none": "give reference=",
+    "sample score=true images=99 metrics=[kidd] save=none": "did you mean 'kid'?",
+    "sample score=true images=99 metrics=[kid] save=none": "keep=true",
+    "sample score=true features=inception features.resize=tensorflov": "did you mean 'tensorflow'?",
+    "sample score=true features=inception features.weights=/no.pth": "nothing is at /no.pth",
+    "sample model=edm_cifar10": "edm-cifar10-32x32-cond-vp.pkl is not here",
+    "sample model=edm model.checkpoint=fetch:edm-cifar10.pkl": "no published file is called",
+    "sample model=ddim_cifar10": "ddim_cifar10.ckpt is not here",
+    "sample model=ddim_cifar10 model.network.ch=33": "ch=33 must be a multiple of 32",
+    "fetch": "give what=",
+    "fetch edm_cifar": "did you mean 'edm_cifar10'?",
+    "fetch edm-cifar10-32x32-cond-vp.pkl": "BDIA_EXP_OFFLINE is set",
+    "fetch fid_celeba_train.npz": "has to be downloaded by a person",
+    "reference": "give images=",
+    "reference /nothing/here out=x": "/nothing/here does not exist",
+    "sample -p 0": "-p 0: give a number of processes, or gpu",
+    "sample -p two": "-p two: give a number of processes, or gpu",
     "evaluate": "give images=",
     "evaluate /nothing/here": "/nothing/here does not exist",
     "reproduce": "give experiment=: one of ",
     "reproduce dmeo": "did you mean 'demo'?",
     "reproduce demo cells=nonsense": "no cell of demo",
     "reproduce demo limit=0": "limit=0 must be 1 or more",
+    "reproduce demo repeats=0": "repeats=0 must be 1 or more",
+    "reproduce demo tflops=0": "tflops=0 must be more than 0",
+    "table demo report=mni": "did you mean 'min'?",
 }
 
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes_get_one_sentence(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
     answer = invoke(*words.split())
     assert answer.exit_code == 1, answer.output
     lines = answer.output.strip().splitlines()

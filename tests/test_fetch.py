@@ -437,6 +437,7 @@ def test_a_page_is_for_a_person(folder, publish):
     publish("page:https://drive.invalid/folder")
     with refusal(f"{NAME} .* get it from https://drive.invalid/folder and .* into {folder}$"):
         fetch.get(NAME)
+    folder.mkdir()
     (folder / NAME).write_bytes(DATA)
     assert fetch.get(NAME) == folder / NAME
     (folder / NAME).write_bytes(DATA[1:])

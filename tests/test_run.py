@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from bdia_exp import run
 from bdia_exp.cli import arguments, expand
 from bdia_exp.errors import UserError
+from bdia_exp.metrics.moments import Statistics
 
 QUICK = ["nfe=3", "device=cpu", "batch=16"]
 
@@ -148,6 +151,108 @@ def test_scoring_while_sampling_equals_scoring_the_files(tmp_path):
     assert (tmp_path / "files/score-bundled.json").exists()
 
 
+def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
+    words = [*QUICK, "images=40", f"out={tmp_path / 'x'}"]
+    command = [sys.executable, "-m", "bdia_exp", "sample", "-p", "2"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pngs(tmp_path / "x") == pngs(whole)
+    assert json.loads((tmp_path / "x/record.json").read_text())["processes"] == 2
+    assert done.stdout.count("40 images") == 1
+    # A user's mistake is said once, by one of them, and nothing is said about the others.
+    wrong = subprocess.run(
+        [*command, "nfe=4", f"out={tmp_path / 'y'}"], capture_output=True, text=True, timeout=300
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr == "Error: nfe=4 is not possible with this sampler: choose 3 or 5\n"
+
+
+def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
+    """`reference` writes what `evaluate` and `sample` score against, in one process or in two."""
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (1100, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", images=array)
+    command = [sys.executable, "-m", "bdia_exp", "reference", str(tmp_path / "real.npz")]
+    for name, extra in {"one": [], "two": ["-p", "2"]}.items():
+        words = ["keep=true", "batch=100", "device=cpu", f"out={tmp_path / name}", *extra]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (Statistics.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert one.count == two.count == 1100
+    assert np.array_equal(one.features, two.features)
+    assert np.allclose(one.cov, two.cov, rtol=1e-12)
+    assert one.meta["features"] == "fashion_features"
+    assert one.meta["images"].endswith("real.npz")
+    assert {"commit", "versions", "sha256"} <= one.meta.keys()
+
+    def evaluate(reference: str) -> dict:
+        words = [f"images='{tmp_path / 'real.npz'}'", f"reference='{tmp_path / reference}'"]
+        words += ["metrics=[fid,kid,prc,isc]", "limit=1000"]
+        return run.evaluate(**arguments("evaluate", words, described=True))["score"]
+
+    against_statistics, against_images = evaluate("one.npz"), evaluate("real.npz")
+    assert against_statistics["precision"] == 1  # every image is one of the real ones
+    assert against_statistics["kid"] < 1e-3
+    for key in ("fid", "kid", "precision", "recall", "isc"):
+        assert against_images[key] == pytest.approx(against_statistics[key], rel=1e-5, abs=1e-8)
+    words = ["images=70", "score=true", "save=none", f"reference={tmp_path / 'one.npz'}"]
+    score = sample(tmp_path / "run", *words, "metrics=[prc]")["score"]
+    assert {"fid", "precision", "recall"} <= score.keys()
+    assert score["fid"] > 10
+    with pytest.raises(UserError, match="limit=1101 must be 1 to 1100"):
+        run.reference(
+            **arguments("reference", [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=1101"])
+        )
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    """model=edm_cifar10 promises a network; a file that holds another is not sampled from."""
+    bundled = "model.checkpoint=bundled:fashion_mini.safetensors"
+    with pytest.raises(UserError, match=r"not the network that model= promises.*is 1, not 3"):
+        sample(tmp_path, "model=edm_cifar10", bundled, "images=1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_for_an_unconditional_model_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    from bdia_exp.models.edm import EDMPrecond
+
+    network = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet"}
+    network |= {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    save_file(EDMPrecond(**network).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "net.json").write_text(json.dumps({"network": network}))
+    words = ["model=edm", f"model.checkpoint={tmp_path / 'net.safetensors'}", "images=1"]
+    with pytest.raises(UserError, match="class=3: this model is unconditional; leave class= out"):
+        sample(tmp_path / "run", *words, "class=3")
+    assert sample(tmp_path / "run", *words)["complete"]
+
+
+def test_fetch_brings_what_it_can_and_names_the_rest(tmp_path, monkeypatch, capsys):
+    """From a mirror that is a folder of this machine, served on 127.0.0.1."""
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy", "BDIA_EXP_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/edm-fid-ref-cifar10-32x32.npz").write_bytes(b"statistics")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "mirror")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("BDIA_EXP_MIRROR", f"http://127.0.0.1:{server.server_port}")
+        given = arguments("fetch", ["what=edm_cifar10"])
+        listing = {
+            "edm_cifar10": {
+                "checkpoint": "fetch:edm-cifar10-32x32-cond-vp.pkl",
+                "reference": "fetch:edm-fid-ref-cifar10-32x32.npz",
+            }
+        }
+        with pytest.raises(UserError, match=r"cond-vp\.pkl answered 404"):
+            run.fetch(**given, listing=listing)
+        server.shutdown()
+    assert "edm-fid-ref-cifar10-32x32.npz: 10 bytes" in capsys.readouterr().out
+    assert (tmp_path / "cache/edm-fid-ref-cifar10-32x32.npz").read_bytes() == b"statistics"
+
+
 def test_evaluate_against_images(tmp_path):
     """FID of a set against itself is zero; against another it is not."""
     rng = np.random.default_rng(0)
@@ -185,9 +290,19 @@ def test_too_few_images_is_said(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_diverging_sampler_is_said(tmp_path):
-    with pytest.raises(UserError, match="diverged"):
-        sample(tmp_path, "images=2", "sampler.gamma=1e300", "nfe=9")
+def test_diverging_sampler_is_said():
+    from bdia_exp.sampling import Job
+    from bdia_exp.solvers import multistep
+
+    given = arguments("sample", ["nfe=9", "grid=karras"])
+    job = Job.build(
+        **{key: given[key] for key in ("model", "grid", "nfe", "dtype", "noise_device")},
+        sampler=partial(multistep, gamma=1e300),
+        label=None,
+        device="cpu",
+    )
+    with pytest.raises(UserError, match=r"diverged.*use more nfe="):
+        job.sample([0, 1], lambda: None)
 
 
 @pytest.mark.skipif(

@@ -58,7 +58,9 @@ def kid(found: Tensor, real: Tensor) -> dict[str, float]:
     """
     if (fewest := min(len(found), len(real))) < KID_SUBSET:
         raise UserError(f"KID draws subsets of {KID_SUBSET:,} images; there are {fewest:,}")
-    numbers = kid_features_to_metric(found, real, kid_subset_size=KID_SUBSET, verbose=False)
+    numbers = kid_features_to_metric(
+        found.double(), real.double(), kid_subset_size=KID_SUBSET, verbose=False
+    )
     mean, std = numbers.values()
     return {"kid": mean, "kid_std": std}
 

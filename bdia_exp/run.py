@@ -6,6 +6,7 @@ configuration as plain data, for the record.
 """
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -276,6 +277,7 @@ def reproduce(
     report: str | None,
     batch: int,
     device: str,
+    overrides: str | None,
     dry_run: bool,
     tflops: float,
     compose: Callable[[list[str]], Record],
@@ -302,7 +304,7 @@ def reproduce(
         images=images,
         stride=full,
         repeats=repeats,
-        settings=[f"batch={batch}", f"device={device}"],
+        settings=[f"batch={batch}", f"device={device}", *shlex.split(overrides or "")],
         compose=compose,
     )
     todo = [run for run in plan if not run.done]
@@ -437,7 +439,7 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
             except UserError as error:
                 failed.append(str(error))
     if failed:
-        raise UserError("; ".join(failed))
+        raise UserError("\n  ".join(["not everything could be fetched:", *failed]))
     return brought
 
 

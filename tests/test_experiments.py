@@ -42,7 +42,14 @@ compose = partial(arguments, "sample", described=True)
 
 
 def reproduce(experiment: dict, out: Path, **changes) -> dict:
-    settings = {"limit": 70, "cells": None, "repeats": None, "report": None, "batch": 70}
+    settings = {
+        "limit": 70,
+        "cells": None,
+        "repeats": None,
+        "report": None,
+        "overrides": None,
+        "batch": 70,
+    }
     settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
     return run.reproduce(
         experiment=experiment, out=str(out), compose=compose, **(settings | changes)
@@ -79,6 +86,21 @@ def test_seed_ranges_are_run_resumed_and_reported(tmp_path, capsys):
     assert again["tables"][0]["cells"][0]["fid"] == pytest.approx(sum(one["fids"]) / 3)
     with pytest.raises(UserError, match="did you mean 'min'"):
         run.table(experiment=HERE, out=str(tmp_path), report="mni")
+
+
+def test_overrides_reach_every_cell(tmp_path):
+    reproduce(HERE, tmp_path, repeats=1, cells="at 3", overrides="sampler.gamma=0.5")
+    record = (tmp_path / "cells/here-EDM-3/record.json").read_text()
+    assert '"gamma": 0.5' in record
+    with pytest.raises(UserError, match=r"sampler.gamma was 0.5, now 0.0"):
+        reproduce(HERE, tmp_path, repeats=1, cells="at 3")
+
+
+def test_another_reference_is_another_score(tmp_path, capsys):
+    """The images would be the same, the number is not."""
+    reproduce(HERE, tmp_path, repeats=1, cells="at 1")
+    reproduce(HERE, tmp_path, repeats=1, cells="at 1", overrides="metrics=[isc]", dry_run=True)
+    assert "0 of 1 runs are there, 1 to run" in capsys.readouterr().out.splitlines()[-3]
 
 
 def test_what_can_run_runs_and_what_cannot_is_named(tmp_path, capsys):

@@ -336,7 +336,14 @@ EXPERIMENT = {
 
 
 def reproduce(out: Path, **changes) -> dict:
-    settings = {"limit": None, "cells": None, "repeats": None, "report": None, "batch": 64}
+    settings = {
+        "limit": None,
+        "cells": None,
+        "repeats": None,
+        "report": None,
+        "overrides": None,
+        "batch": 64,
+    }
     settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
     return run.reproduce(
         experiment=EXPERIMENT,

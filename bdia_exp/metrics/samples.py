@@ -3,15 +3,13 @@
 The estimators are torch-fidelity's, at its settings.
 """
 
-from typing import Any
-
+import torch
 from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from bdia_exp import dist
 from bdia_exp.errors import UserError
 
 KID_SUBSET = 1000  # images in each of the 100 subsets that KID averages over
@@ -19,36 +17,26 @@ SPLITS = 10  # of the images, over which the Inception Score is averaged
 NEIGHBOURS = 3  # k of precision and recall
 
 
-class FeatureSamples(Metric):
+class FeatureSamples:
     """Every image's features, and logits if there are any, on all ranks.
 
     `update(features [B, D], logits [B, K] or None, keys [B])`; `compute()` → (features [N, D],
     logits [N, K] or None), float32 on the CPU, in the order of the keys: that of the images' seeds
-    or positions, whichever rank saw them.
+    or positions, whichever rank saw them. Some ranks may have seen none.
     """
 
-    higher_is_better = None
-    is_differentiable = False
-    full_state_update = False
-    features: list[Tensor]
-    logits: list[Tensor]
-    keys: list[Tensor]
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        for name in ("features", "logits", "keys"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     def update(self, features: Tensor, logits: Tensor | None, keys: Tensor) -> None:
-        self.features.append(features)
-        self.keys.append(keys.to(features.device))
-        if logits is not None:
-            self.logits.append(logits)
+        self.seen.append((features.cpu(), None if logits is None else logits.cpu(), keys))
 
     def compute(self) -> tuple[Tensor, Tensor | None]:
-        order = dim_zero_cat(self.keys).argsort()
-        logits = dim_zero_cat(self.logits)[order].cpu() if len(self.logits) else None
-        return dim_zero_cat(self.features)[order].cpu(), logits
+        seen = [batch for rank in dist.gather(self.seen) for batch in rank]
+        features, logits, keys = zip(*seen, strict=True)
+        order = torch.cat(keys).argsort()
+        whole = None if logits[0] is None else torch.cat(logits)[order]
+        return torch.cat(features)[order], whole
 
 
 def kid(found: Tensor, real: Tensor) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdia_exp import dist
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank
@@ -100,7 +101,8 @@ class Score:
                 numbers |= precision_recall(features, real) if "prc" in self.metrics else {}
             if "isc" in self.metrics and logits is not None:
                 numbers |= inception_score(logits)
-        if self.labelled and self.accuracy is not None:
+        # A rank that had no images asks with the others.
+        if self.accuracy is not None and any(dist.gather(self.labelled)):
             numbers["label_accuracy"] = float(self.accuracy.compute())
         full = rank(found)
         if full < found.dim:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,15 @@ def present(name: str) -> Path | None:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's sha256 in hexadecimal, read a piece at a time."""
-    return fetch.digest(Path(path))
+    """The file's sha256 in hexadecimal, read once; of a folder, that of the weights in it."""
+    path = _weights_in(Path(path)) if os.path.isdir(path) else Path(path)
+    about = path.stat()
+    return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    return fetch.digest(path)
 
 
 def read(path: str | Path) -> Checkpoint:

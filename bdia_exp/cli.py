@@ -39,6 +39,8 @@ POSITIONAL = {
     "fetch": "what",
 }
 """The key that a command's words without `=` in front are the value of, joined by commas."""
+PARALLEL = ("sample", "evaluate", "reference", "reproduce")
+"""The commands that several processes share the work of."""
 
 
 # -- configurations ------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def arguments(command: str, overrides: list[str], *, described: bool = False) ->
 
 def call(command: str, overrides: list[str]) -> None:
     """Composes, builds, checks and runs."""
-    from bdia_exp import dist, run
+    from bdia_exp import run
 
     extra: dict[str, Any] = {}
     if command == "reproduce":
@@ -213,7 +215,6 @@ def call(command: str, overrides: list[str]) -> None:
     given = arguments(command, overrides, described=command in ("sample", "evaluate")) | extra
     check(verb, given)
     verb(**given)
-    dist.stop()
 
 
 def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:
@@ -340,6 +341,8 @@ def _add(name: str, short: str, help: str, example: str) -> None:
     def command(
         multirun: bool, cfg: str | None, processes: str | None, overrides: tuple[str, ...]
     ) -> None:
+        if processes and name not in PARALLEL:
+            raise UserError(f"-p is for {', '.join(PARALLEL)}, not for {name}")
         if processes and not cfg:
             flags = ["-m"] if multirun else []
             sys.exit(_launch(processes, [name, *flags, *overrides]))
@@ -350,6 +353,9 @@ def _add(name: str, short: str, help: str, example: str) -> None:
             if multirun:
                 click.echo(f"# {' '.join(one)}")
             call(name, one)
+        from bdia_exp import dist
+
+        dist.stop()
 
 
 _add(

@@ -6,6 +6,7 @@ environment says who we are; the backend is NCCL on CUDA and gloo on the CPU.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.disable(logging.WARNING)  # of failures, whose reasons the processes tell themselves
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     config = LaunchConfig(
@@ -50,9 +52,14 @@ def launch(processes: int, words: Sequence[str]) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "bdia_exp", *words)
         except ChildFailedError as error:
-            return error.get_first_failure()[1].exitcode % 256
-        except SignalException:
-            return 130
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                name = signal.Signals(-failure.exitcode).name
+                print(f"Error: process {rank} was killed by {name}", file=sys.stderr)
+                return 128 - failure.exitcode
+            return failure.exitcode
+        except SignalException as error:
+            return 128 + error.sigval
     return 0
 
 

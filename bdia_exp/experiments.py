@@ -6,11 +6,10 @@ three ranges of 50,000 and reports the least FID.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,9 +18,15 @@ from bdia_exp import checkpoints, results
 from bdia_exp.batching import ROWS
 from bdia_exp.core import Level
 from bdia_exp.errors import UserError
+from bdia_exp.metrics import inception
+from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models import Model
 from bdia_exp.results import Record
 from bdia_exp.sampling import SCORED_BY, identity_of
+from bdia_exp.store import is_image_set
+
+SETTLED = {"images", "seeds", "out", "score"}
+"""The keys of `sample` that `reproduce` gives itself."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class Cell:
             if (start := folder.name.rpartition("-from")[2]).isdigit():
                 folders[int(start)] = folder
         found = (results.load(folders[start] / "record.json") for start in sorted(folders))
-        return [record for record in found if record and record["complete"]]
+        return [record for record in found if record and _scored(record)]
+
+
+def _scored(record: Record) -> bool:
+    """Whether this is the record of a complete run with its score."""
+    return bool(record.get("complete")) and {"score", "identity"} <= record.keys()
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:
@@ -85,7 +95,7 @@ class Run:
     def done(self) -> bool:
         """Whether its record is there and is of this very run."""
         record = results.load(self.root / "record.json") or {}
-        if not record.get("complete"):
+        if not _scored(record):
             return False
         config = self.arguments["config"]
         here = checkpoints.present(config["model"]["checkpoint"])
@@ -108,14 +118,23 @@ def runs_of(
     repeats: int,
     settings: Sequence[str],
     compose: Callable[[list[str]], Record],
+    overrides: Sequence[str] = (),
 ) -> list[Run]:
     """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
 
-    `compose` turns a list of overrides into the arguments of `sample`.
+    `compose` turns a list of overrides into the arguments of `sample`; `overrides` are the user's,
+    for every cell. Images are kept until a run is complete, so that a killed one goes on.
+    Raises UserError if they touch what a cell, or the experiment, is made of.
     """
     runs = []
     for cell in cells:
-        fixed = ["save=none", "score=true", "sheet=16", *settings]
+        settled = {word.partition("=")[0] for word in (*cell.overrides, *settings)} | SETTLED
+        if both := settled & {word.partition("=")[0].lstrip("+~") for word in overrides}:
+            raise UserError(
+                f"overrides: {' and '.join(sorted(both))} of {cell.name} cannot be changed; "
+                "use limit=, cells=, out=, or an experiment of your own in configs/experiment"
+            )
+        fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
         arguments = compose([*cell.overrides, *fixed])
         for start in range(0, repeats * stride, stride):
             where = {
@@ -175,9 +194,10 @@ class Needs:
         """Why this run cannot start, after fetching what may be fetched; empty if it can."""
         config = run.arguments["config"]
         questions: dict[str, Callable[[], object]] = {
-            name: partial(checkpoints.locate, name) for name in files(config)
+            str(config["model"]): partial(run.arguments["model"], device="cpu", dtype="auto"),
+            str(config["reference"]): partial(_readable, config["reference"]),
+            str(config["features"]): partial(run.arguments["features"], device="cpu"),
         }
-        questions[str(config["features"])] = lambda: run.arguments["features"](device="cpu")
         for question, ask in questions.items():
             if question not in self._known:
                 self._known[question] = _reason(ask)
@@ -192,6 +212,19 @@ def _reason(ask: Callable[[], object]) -> str | None:
     return None
 
 
-def files(config: Mapping[str, Any]) -> list[str]:
-    """The checkpoint and the reference statistics that a run reads, as `locate` takes them."""
-    return [config["model"]["checkpoint"], config["reference"]]
+def _readable(reference: str | None) -> None:
+    """Raises UserError unless reference statistics, or images, are there."""
+    if reference is None:
+        raise UserError("give reference= in overrides=: this model brings none")
+    path = checkpoints.locate(reference)
+    if not is_image_set(path):
+        Statistics.load(path)
+
+
+def absent(run: Run) -> list[str]:
+    """The files that this run reads and that are not on this machine."""
+    config = run.arguments["config"]
+    names = [config["model"]["checkpoint"], config["reference"]]
+    if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
+        names.append(f"fetch:{inception.TORCH_FIDELITY}")
+    return [name for name in names if name and checkpoints.present(name) is None]

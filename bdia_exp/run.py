@@ -59,7 +59,7 @@ def sample(
     """Generates images, and scores them if asked. Returns the record that it wrote."""
     wanted = _seeds(images, seeds)
     _positive("batch", batch)
-    _one_of("save", save, ["folder", "zip", "none"])
+    _one_of("save", save, ["folder", "zip", "scratch", "none"])
     _one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
     _one_of("noise_device", noise_device, ["cpu", "cuda"])
     gamma = config["sampler"].get("gamma", 0.0)
@@ -84,12 +84,12 @@ def sample(
     scorer = None
     if score:
         scorer = _scorer(features(device=device), reference, metrics, batch)
-        require_enough(len(wanted), scorer.extractor.dim)
+        scorer.require_enough(len(wanted))
 
     identity = identity_of(config, str(job.model.provenance["sha256"]))
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
     root = Path(out).expanduser() if out else Path("runs") / name
-    old = results.load(root / "record.json") or {}
+    old = dist.broadcast(results.load(root / "record.json") or {} if dist.rank() == 0 else {})
     if old:
         results.require_same(root, old.get("identity", {}), identity)
     asked = ("save", "score", *SCORED_BY) if score else ("save",)
@@ -152,10 +152,12 @@ def sample(
             picked = torch.stack([shown[k] for k in wanted if k in shown][:sheet])
             columns = len(picked) if len(picked) <= 16 else math.isqrt(len(picked) - 1) + 1
             store.save_image(root / "sheet.png", store.contact_sheet(picked, columns))
-        if folder and labels:
+        if folder and labels and save != "scratch":
             folder.label(wanted, [labels[k] for k in wanted])
         if folder and save == "zip":
             folder.pack(wanted)
+        if folder and save == "scratch":
+            folder.remove()
         results.save(root / "record.json", record)
         _say(
             f"{root}: {len(wanted)} images, nfe {record['nfe']}, "
@@ -186,8 +188,8 @@ def evaluate(
     found, count = _image_set(images, limit)
     dist.start(device)
     extractor = features(device=device)
-    require_enough(count, extractor.dim)
     scorer = _scorer(extractor, reference, metrics, batch)
+    scorer.require_enough(count)
     _score_set(scorer, found, count, batch)
     record = results.provenance() | {
         "command": "evaluate",
@@ -222,13 +224,15 @@ def reference(
     device = _device(device)
     found, count = _image_set(images, limit)
     dist.start(device)
-    scorer = Score(features(device=device), None, keep=keep)
+    extractor = features(device=device)
+    require_enough(count, extractor.dim)
+    scorer = Score(extractor, None, keep=keep)
     _score_set(scorer, found, count, batch)
     statistics = scorer.statistics()
     assert statistics.meta is not None
     statistics.meta |= {"images": str(found.path), **results.provenance()}
     if dist.rank() == 0:
-        file = Path(out).expanduser().with_suffix(".npz")
+        file = Path(out if out.endswith(".npz") else f"{out}.npz").expanduser()
         statistics.save(file)
         _say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
     dist.barrier()
@@ -272,7 +276,7 @@ def reproduce(
     experiment: Record,
     out: str | None,
     limit: int | None,
-    cells: str | None,
+    cells: str | int | None,
     repeats: int | None,
     report: str | None,
     batch: int,
@@ -288,6 +292,7 @@ def reproduce(
     Raises UserError at the end if there were any.
     """
     _positive("batch", batch)
+    report = _report(experiment, report)
     repeats = experiment.get("repeats", 1) if repeats is None else repeats
     _positive("repeats", repeats)
     if limit is not None:
@@ -297,28 +302,36 @@ def reproduce(
     dist.start(_device(device))
     full = experiment["images"]
     images = min(limit or full, full)
-    fewer = f"-{images}" if images < full else ""
-    root = Path(out).expanduser() if out else Path("runs") / (experiment["name"] + fewer)
+    more = shlex.split(overrides or "")
+    name = experiment["name"]
+    name += f"-{images}" if images < full else ""
+    name += f"-{results.digest({'overrides': more})}" if more else ""
+    root = Path(out).expanduser() if out else Path("runs") / name
     plan = experiments.runs_of(
         _chosen(experiments.cells_of(experiment, root), cells, experiment["name"]),
         images=images,
         stride=full,
         repeats=repeats,
-        settings=[f"batch={batch}", f"device={device}", *shlex.split(overrides or "")],
+        settings=[f"batch={batch}", f"device={device}"],
+        overrides=more,
         compose=compose,
     )
-    todo = [run for run in plan if not run.done]
+    # Rank 0 decides for all: on every rank the same runs follow each other.
+    todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
     costs = experiments.Costs()
-    _show_plan(experiment["title"], plan, costs, tflops)
+    _show_plan(experiment["title"], plan, {*todo}, costs, tflops)
     if dry_run:
-        for file in sorted({f for run in todo for f in experiments.files(run.arguments["config"])}):
-            if checkpoints.present(file) is None:
-                _say(f"  not here yet: {file}")
+        for file in sorted({f for i in todo for f in experiments.absent(plan[i])}):
+            _say(f"  not here yet: {file}")
         return {}
 
     needs = experiments.Needs()
-    lacking = {run.root: why for run in todo if (why := needs.lacking(run))}
-    ready = [run for run in todo if run.root not in lacking]
+    lacking: dict[int, list[str]] = {}
+    for theirs in dist.gather({i: needs.lacking(plan[i]) for i in todo}):
+        for i, why in theirs.items():
+            if why:
+                lacking[i] = [*lacking.get(i, []), *why]
+    ready = [plan[i] for i in todo if i not in lacking]
     weights = [run.evaluations * (costs.flops(run) or 1) for run in ready]
     began = time.perf_counter()
     for number, run in enumerate(ready):
@@ -342,22 +355,27 @@ def reproduce(
 
 
 def _chosen(
-    cells: list[experiments.Cell], words: str | None, experiment: str
+    cells: list[experiments.Cell], words: str | int | None, experiment: str
 ) -> list[experiments.Cell]:
-    """The cells whose name contains one of the words."""
-    if not words:
-        return cells
-    parts = [word.strip() for word in words.split(",")]
-    chosen = [cell for cell in cells if any(part in cell.name for part in parts)]
-    if not chosen:
-        raise UserError(f"cells={words}: no cell of {experiment} has a name like that")
-    return chosen
+    """The cells whose name contains one of the words; each word must be in some name."""
+    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
+    for part in parts:
+        if not any(part in cell.name for cell in cells):
+            raise UserError(
+                f"cells={part}: no cell of {experiment} has a name like that; one is called "
+                f"{cells[0].name!r}"
+            )
+    return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
 
 
 def _show_plan(
-    title: str, plan: list[experiments.Run], costs: experiments.Costs, tflops: float
+    title: str,
+    plan: list[experiments.Run],
+    open_: set[int],
+    costs: experiments.Costs,
+    tflops: float,
 ) -> None:
-    """Every cell, where it stands, and what is left to do."""
+    """Every cell, where it stands, and what is left to do: the runs of the indices `open_`."""
 
     def hours(runs: list[experiments.Run]) -> str:
         flops = costs.of(runs)
@@ -366,10 +384,10 @@ def _show_plan(
         number = flops / tflops / 1e12 / 3600
         return f", {number:,.1f} GPU hours" if number >= 0.1 else ", under 0.1 GPU hours"
 
-    todo = [run for run in plan if not run.done]
-    by_cell: dict[str, list[experiments.Run]] = {}
-    for run in plan:
-        by_cell.setdefault(run.cell.name, []).append(run)
+    todo = [plan[i] for i in sorted(open_)]
+    by_cell: dict[str, list[int]] = {}
+    for i, run in enumerate(plan):
+        by_cell.setdefault(run.cell.name, []).append(i)
     ranges = len(plan) // len(by_cell)
     each = f"{plan[0].images:,} images" if ranges == 1 else f"{ranges} × {plan[0].images:,} images"
     _say(
@@ -379,7 +397,7 @@ def _show_plan(
     )
     width = max(map(len, by_cell))
     for name, runs in by_cell.items():
-        left = [run for run in runs if not run.done]
+        left = [plan[i] for i in runs if i in open_]
         state = f"to run {len(left)}/{len(runs)}" if left else "there"
         cost = f"{sum(r.evaluations for r in left):13,} evaluations{hours(left)}" if left else ""
         _say(f"  {state:12} {name:{width}} {cost}".rstrip())
@@ -389,8 +407,7 @@ def _show_plan(
 
 def table(*, experiment: Record, out: str | None, report: str | None) -> Record:
     """Draws an experiment's tables, plot and sheet from its records, and prints the tables."""
-    report = report or experiment.get("report", "mean")
-    _one_of("report", report, list(tables.REPORTS))
+    report = _report(experiment, report)
     root = Path(out).expanduser() if out else Path("runs") / experiment["name"]
     cells = experiments.cells_of(experiment, root)
     records = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
@@ -443,13 +460,21 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
     return brought
 
 
+def _report(experiment: Record, report: str | None) -> str:
+    """What a cell of several runs shows: as asked, or as the experiment has it."""
+    report = report or experiment.get("report", "mean")
+    _one_of("report", report, list(tables.REPORTS))
+    return report
+
+
 def models(*, listing: Record) -> Record:
     """Prints the models that can be chosen, whether their checkpoint is there, and its size."""
     for name, entry in listing.items():
         state = "needs model.checkpoint=PATH"
         if entry["checkpoint"]:
             path = checkpoints.present(entry["checkpoint"])
-            state = f"ready ({path.stat().st_size / 1e6:.1f} MB)" if path else "to be fetched"
+            absent = "to be fetched" if entry["checkpoint"].startswith("fetch:") else "missing"
+            state = f"ready ({path.stat().st_size / 1e6:.1f} MB)" if path else absent
         _say(f"model={name:16} {state:28} {entry['about']}")
     return listing
 

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -94,6 +95,10 @@ class Folder:
         rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
         write_text(self.root / "dataset.json", json.dumps({"labels": rows}))
 
+    def remove(self) -> None:
+        """Deletes the images."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
     def pack(self, seeds: Sequence[int]) -> None:
         """Moves the images into one uncompressed zip whose bytes depend on the images alone."""
         names = [self.name(seed) for seed in sorted(seeds)]
@@ -170,6 +175,8 @@ class ImageSet:
             self._array = array
             if "labels" in data:
                 self.labels = [int(label) for label in data["labels"]]
+                if len(self.labels) != len(array):
+                    raise ValueError(f"{len(array)} images and {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self._names) if self._array is None else len(self._array)

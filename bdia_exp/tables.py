@@ -49,6 +49,7 @@ def collect(
                     "images": first["score"]["images"],
                     "nfe": first["nfe"],
                     "note": first["score"]["note"],
+                    "reference": first["config"]["reference"],
                     "images_per_second": first["images_per_second"],
                     "commit": first["commit"],
                     "checkpoint_sha256": first["model"]["sha256"],
@@ -105,7 +106,10 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
-    if images[0] < drawn["images"]:
+    references = sorted({cell["reference"] for cell in cells})
+    if len(references) > 1:
+        sentences.append(f"**not comparable**: scored against {' and '.join(references)}")
+    if images[0] < drawn["images"] and any(cell["published"] for cell in cells):
         sentences.append(
             f"fewer images than the {drawn['images']:,} of the published numbers give a larger "
             "FID: do not compare with them"
@@ -127,7 +131,10 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tu
             spread = f"± {cell['fid_sd']:.3f}"
             text += f" [{cell['fid_mean']:.3f} {spread}]" if report == "min" else f" {spread}"
         if cell["published"] is not None:
-            text += f" (published {cell['published']}, {cell['fid'] - cell['published']:+.2f})"
+            text += f" (published {cell['published']}, {cell['fid'] - cell['published']:+.2f}"
+            if cell["fid"] != cell["fid_mean"]:
+                text += f", the mean {cell['fid_mean'] - cell['published']:+.2f}"
+            text += ")"
         texts[key] = text
     return texts
 

@@ -25,6 +25,7 @@ def record(fid: float, nfe: int, accuracy: float | None = 0.5, seeds: str = "0-9
     score = {"fid": fid, "images": 1000, "note": "not comparable", "label_accuracy": accuracy}
     return {
         "identity": {"seeds": seeds},
+        "config": {"reference": "r.npz"},
         "score": score,
         "nfe": nfe,
         "images_per_second": 1.0,
@@ -66,7 +67,7 @@ def test_the_least_of_several_seed_ranges_is_edm_s_protocol():
     drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
     assert drawn["tables"][0]["cells"][0]["fid"] == 2.0
     text = tables.markdown(drawn)
-    assert "**2.000** [3.000 ± 1.000] (published 3.25, -1.25)" in text
+    assert "**2.000** [3.000 ± 1.000] (published 3.25, -1.25, the mean -0.25)" in text
     assert "the least of them" in text
 
 
@@ -74,6 +75,15 @@ def test_fewer_images_than_the_published_numbers_are_pointed_out():
     many = {**EXPERIMENT, "images": 50_000}
     assert "larger FID: do not compare" in tables.markdown(tables.collect(many, RECORDS))
     assert "do not compare" not in tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+    own = {**many, "tables": [{**EXPERIMENT["tables"][0], "published": None}]}
+    assert "do not compare" not in tables.markdown(tables.collect(own, RECORDS))
+
+
+def test_scores_against_different_references_are_pointed_out():
+    other = {**record(2.0, 9), "config": {"reference": "s.npz"}}
+    mixed = RECORDS | {("t", "A", "9"): [other]}
+    text = tables.markdown(tables.collect(EXPERIMENT, mixed))
+    assert "**not comparable**: scored against r.npz and s.npz" in text
 
 
 def test_the_row_nearest_to_the_published_one_is_named():

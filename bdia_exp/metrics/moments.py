@@ -1,8 +1,6 @@
 """Mean and covariance of features, gathered in one pass over any number of images."""
 
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,9 @@ class Statistics:
                 arrays = {name: archive[name] for name in archive.files}
         except FileNotFoundError as e:
             raise UserError(f"{path} does not exist: give an .npz of reference statistics") from e
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        except UserError:
+            raise
+        except Exception as e:  # bytes can break a parser in any way; MemoryError is one of them
             # numpy's own words would advise to load a pickle
             raise UserError(f"{path} cannot be read as an .npz of statistics") from e
 
@@ -83,6 +83,10 @@ class Statistics:
             meta = json.loads(str(arrays["meta"])) if "meta" in arrays else None
         except (TypeError, ValueError) as e:
             raise UserError(f"{path} holds a count or meta that cannot be read: {e}") from e
+        if not isinstance(meta, dict | None):
+            raise UserError(f"{path} holds a meta that is not an object")
+        if (cov.diagonal() < 0).any() or not np.allclose(cov, cov.T, atol=1e-6 * abs(cov).max()):
+            raise UserError(f"{path} holds a sigma that is no covariance: it must be symmetric")
         features = arrays.get("features")
         if features is not None and (
             features.dtype != np.float32 or features.shape[1:] != mean.shape

@@ -44,13 +44,18 @@ def kid(found: Tensor, real: Tensor) -> dict[str, float]:
 
     Raises UserError if there are fewer than 1,000 of either.
     """
-    if (fewest := min(len(found), len(real))) < KID_SUBSET:
-        raise UserError(f"KID draws subsets of {KID_SUBSET:,} images; there are {fewest:,}")
+    require_subset(min(len(found), len(real)))
     numbers = kid_features_to_metric(
         found.double(), real.double(), kid_subset_size=KID_SUBSET, verbose=False
     )
     mean, std = numbers.values()
     return {"kid": mean, "kid_std": std}
+
+
+def require_subset(count: int) -> None:
+    """Raises UserError if KID's subsets cannot be drawn from so many images."""
+    if count < KID_SUBSET:
+        raise UserError(f"KID draws subsets of {KID_SUBSET:,} images; there are {count:,}")
 
 
 def precision_recall(found: Tensor, real: Tensor) -> dict[str, float]:

@@ -9,9 +9,15 @@ from torch import Tensor
 from bdia_exp import dist
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.metrics.frechet import frechet_distance, rank
+from bdia_exp.metrics.frechet import frechet_distance, rank, require_enough
 from bdia_exp.metrics.moments import FeatureMoments, Statistics
-from bdia_exp.metrics.samples import FeatureSamples, inception_score, kid, precision_recall
+from bdia_exp.metrics.samples import (
+    FeatureSamples,
+    inception_score,
+    kid,
+    precision_recall,
+    require_subset,
+)
 
 METRICS = ("fid", "kid", "prc", "isc")
 """fid always; kid and prc (precision, recall) need the features of every reference image; isc
@@ -37,8 +43,8 @@ class Score:
         keep: bool = False,
     ):
         for metric in metrics:
-            if metric not in METRICS:
-                raise UserError(f"metrics={metric!r} is unknown{nearest(metric, METRICS)}")
+            if not isinstance(metric, str) or metric not in METRICS:
+                raise UserError(f"metrics={metric!r} is unknown{nearest(str(metric), METRICS)}")
         if reference is not None:
             _require_same_features(extractor, reference)
             if reference.features is None and {"kid", "prc"} & {*metrics}:
@@ -60,6 +66,14 @@ class Score:
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
+
+    def require_enough(self, count: int) -> None:
+        """Raises UserError if so many images are too few for a metric, or for the reference's."""
+        require_enough(count, self.extractor.dim)
+        if self.reference is not None and self.reference.features is not None:
+            count = min(count, len(self.reference.features))
+        if "kid" in self.metrics:
+            require_subset(count)
 
     def update(self, images: Tensor, labels: Tensor | None, keys: Sequence[int]) -> None:
         """Images uint8 [B, C, H, W]; labels int64 [B], the classes they were asked for, or None;
@@ -121,7 +135,8 @@ class Score:
         if "precision" in numbers:
             lines.append(f"precision {numbers['precision']:.4f}, recall {numbers['recall']:.4f}")
         if "isc" in numbers:
-            lines.append(f"Inception Score {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
+            what = "Inception Score" if numbers["comparable_to_inception"] else "classifier score"
+            lines.append(f"{what} {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
         if "label_accuracy" in numbers:
             lines.append(f"label accuracy {100 * numbers['label_accuracy']:.2f} %")
         if "warning" in numbers:

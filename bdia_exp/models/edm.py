@@ -82,6 +82,12 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+DEFAULTS = {"label_dim": 0, "use_fp16": False, "model_type": "DhariwalUNet"} | {
+    "model_channels": 192,
+    "channel_mult": [1, 2, 3, 4],
+}
+"""Of EDM's networks, where a checkpoint says nothing: those of its ImageNet model."""
+
 SIGMA_AT_CLEAN = 0.002
 """Where the network is evaluated for the level σ = 0: the smallest σ of EDM's own grid."""
 
@@ -144,10 +150,10 @@ def load(
     file = None if on_meta and network else checkpoints.read(checkpoints.locate(checkpoint))
     config = file.config if file else {**(network or {})}
     for key, value in (network or {}).items():
-        if key in config and config[key] != value:
+        if config.get(key, DEFAULTS.get(key)) != value:
             raise UserError(
                 f"{checkpoint} is not the network that model= promises: its {key} is "
-                f"{config[key]}, not {value}; give model=edm for another"
+                f"{config.get(key)}, not {value}; give model=edm for another"
             )
     try:
         with torch.device("meta"):

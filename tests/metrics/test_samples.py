@@ -104,7 +104,7 @@ def test_one_pass_gives_every_metric_whatever_the_order(reference, tmp_path):
     text = Score.sentence(numbers[0])
     assert f"KID {numbers[0]['kid']:.6f}" in text
     assert f"recall {numbers[0]['recall']:.4f}" in text
-    assert f"Inception Score {numbers[0]['isc']:.4f}" in text
+    assert f"classifier score {numbers[0]['isc']:.4f}" in text
 
 
 def test_metrics_that_cannot_be_are_refused_before_any_image(reference):

@@ -456,7 +456,8 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
             except UserError as error:
                 failed.append(str(error))
     if failed:
-        raise UserError("\n  ".join(["not everything could be fetched:", *failed]))
+        several = ["not everything could be fetched:"] if len(failed) > 1 else []
+        raise UserError("\n  ".join([*several, *failed]))
     return brought
 
 

@@ -41,7 +41,7 @@ HERE = {**TINY, "tables": TINY["tables"][:1]}
 compose = partial(arguments, "sample", described=True)
 
 
-def reproduce(experiment: dict, out: Path, **changes) -> dict:
+def reproduce(experiment: dict, out: Path | None, **changes) -> dict:
     settings = {
         "limit": 70,
         "cells": None,
@@ -52,7 +52,7 @@ def reproduce(experiment: dict, out: Path, **changes) -> dict:
     }
     settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
     return run.reproduce(
-        experiment=experiment, out=str(out), compose=compose, **(settings | changes)
+        experiment=experiment, out=out and str(out), compose=compose, **(settings | changes)
     )
 
 
@@ -94,6 +94,56 @@ def test_overrides_reach_every_cell(tmp_path):
     assert '"gamma": 0.5' in record
     with pytest.raises(UserError, match=r"sampler.gamma was 0.5, now 0.0"):
         reproduce(HERE, tmp_path, repeats=1, cells="at 3")
+
+
+def test_overrides_cannot_undo_what_a_cell_is(tmp_path):
+    for word in ("nfe=9", "sampler=ddim", "score=false", "images=5", "batch=3", "+seeds=7"):
+        key = word.lstrip("+").partition("=")[0]
+        with pytest.raises(UserError, match=rf"overrides: {key} of here: EDM at 1 cannot be"):
+            reproduce(HERE, tmp_path, overrides=word)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for overrides in (None, "sampler.gamma=0.5", "sampler.gamma=0.25"):
+        reproduce(HERE, None, repeats=1, cells="at 1", overrides=overrides)
+    names = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
+    assert len(names) == 3
+    assert names[0] == "tiny-70"
+    assert all(name.startswith("tiny-70") for name in names)
+
+
+@pytest.mark.parametrize("cells", ["at 3,", "at 1,at 3", 1, "EDM"])
+def test_cells_are_chosen_by_words(tmp_path, cells, capsys):
+    reproduce(TINY, tmp_path, cells=cells, dry_run=True, repeats=1)
+    expected = {"at 3,": 1, "at 1,at 3": 3, 1: 2, "EDM": 3}[cells]
+    assert f"{expected} cells of 70 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cells", ["here,imagnet", "nonsense"])
+def test_a_word_that_chooses_nothing_is_refused(tmp_path, cells):
+    with pytest.raises(UserError, match=r"cells=(imagnet|nonsense): no cell of tiny"):
+        reproduce(TINY, tmp_path, cells=cells, dry_run=True)
+
+
+def test_rank_0_decides_what_is_to_run(tmp_path, monkeypatch, capsys):
+    """Or ranks with other disks would run other cells at one time, and mix their numbers."""
+    monkeypatch.setattr(run.dist, "broadcast", lambda todo: todo[1:])
+    reproduce(HERE, tmp_path, repeats=1, dry_run=True)
+    assert "1 of 2 runs are there, 1 to run" in capsys.readouterr().out
+
+
+def test_what_one_rank_lacks_no_rank_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.dist, "gather", lambda mine: [mine, {0: ["rank 1 has no disk"]}])
+    with pytest.raises(UserError, match=r"2 of 2 runs could not start:\n  nor has rank 0\n  rank 1 has no disk"):
+        monkeypatch.setattr(experiments.Needs, "lacking", lambda self, run: ["nor has rank 0"])
+        reproduce(HERE, tmp_path, repeats=1)
+
+
+def test_the_report_is_checked_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'mean'"):
+        reproduce(HERE, tmp_path, report="mea", dry_run=True)
 
 
 def test_another_reference_is_another_score(tmp_path, capsys):

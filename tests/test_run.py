@@ -133,6 +133,32 @@ def test_zip_holds_the_same_images(whole, tmp_path):
     sample(tmp_path, "images=40", "save=zip")  # again: nothing to do
 
 
+def test_scratch_images_stay_until_the_run_is_complete(whole, tmp_path, monkeypatch):
+    """A killed run that keeps nothing in the end still goes on where it was."""
+    from bdia_exp.sampling import Job
+
+    drawn, real = [], Job.sample
+
+    def sample_two_batches(job, seeds, step):
+        drawn.append(seeds)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(job, seeds, step)
+
+    monkeypatch.setattr(Job, "sample", sample_two_batches)
+    words = ["images=80", "save=scratch", "score=true"]
+    with pytest.raises(KeyboardInterrupt):
+        sample(tmp_path, *words)
+    assert len(pngs(tmp_path)) == 32
+    assert all(pngs(whole)[name] == data for name, data in pngs(tmp_path).items())
+    record = sample(tmp_path, *words)
+    assert (record["sampled"], len(drawn)) == (48, 6)
+    assert not (tmp_path / "images").exists()
+    assert record["score"]["images"] == 80
+    sample(tmp_path, *words)  # complete: nothing to do
+    assert len(drawn) == 6
+
+
 def test_class_makes_every_image_of_that_class(tmp_path):
     sample(tmp_path, "images=3", "class=7")
     labels = json.loads((tmp_path / "images/dataset.json").read_text())["labels"]
@@ -215,6 +241,12 @@ def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
     score = sample(tmp_path / "run", *words, "metrics=[prc]")["score"]
     assert {"fid", "precision", "recall"} <= score.keys()
     assert score["fid"] > 10
+    with pytest.raises(UserError, match=r"subsets of 1,000 images; there are 70"):
+        sample(tmp_path / "few", *words, "metrics=[kid]")
+    assert not (tmp_path / "few").exists()
+    with pytest.raises(UserError, match="at least 65 images; there are 64"):
+        few = [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=64"]
+        run.reference(**arguments("reference", few))
     with pytest.raises(UserError, match="limit=1101 must be 1 to 1100"):
         run.reference(
             **arguments("reference", [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=1101"])

@@ -135,6 +135,9 @@ def test_files_of_other_programs(tmp_path):
         ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "not real numbers"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, "cannot be read"),
         ({"mu": np.ones(1), "sigma": np.eye(1), "meta": np.array("{")}, "meta"),
+        ({"mu": np.ones(1), "sigma": np.eye(1), "meta": np.array("5")}, "meta that is not an obj"),
+        ({"mu": np.ones(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, "must be symmetric"),
+        ({"mu": np.ones(2), "sigma": -np.eye(2)}, "no covariance"),
     ],
 )
 def test_files_that_are_wrong(tmp_path, arrays, sentence):

@@ -271,7 +271,10 @@ class Group(click.Group):
                 sys.exit(1)
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            click.echo("\nstopped; the same command goes on where it was", err=True)
+            from bdia_exp import dist
+
+            if dist.first_to_tell():
+                click.echo("\nstopped; the same command goes on where it was", err=True)
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -350,7 +353,7 @@ def _add(name: str, short: str, help: str, example: str) -> None:
             if cfg:
                 click.echo(OmegaConf.to_yaml(composed(name, one)[0]))
                 continue
-            if multirun:
+            if multirun and os.environ.get("RANK", "0") == "0":
                 click.echo(f"# {' '.join(one)}")
             call(name, one)
         from bdia_exp import dist

@@ -55,7 +55,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
                 name = signal.Signals(-failure.exitcode).name
-                print(f"Error: process {rank} was killed by {name}", file=sys.stderr)
+                print(f"\nError: process {rank} was killed by {name}", file=sys.stderr)
                 return 128 - failure.exitcode
             return failure.exitcode
         except SignalException as error:

@@ -136,7 +136,7 @@ def sample(
             for seed, image in zip(made.seeds, made.images, strict=True):
                 if len(shown) < sheet:
                     shown[seed] = image
-    record["seconds"] = round(time.perf_counter() - began, 3)
+    record["seconds"] = max(round(time.perf_counter() - began, 3), 0.001)  # of an idle rank
 
     # Every rank gives what it has; the sheet keeps the first seeds of all.
     for rank_sampled, rank_shown, rank_labels in dist.gather((sampled, shown, labels)):

@@ -135,9 +135,11 @@ def test_rank_0_decides_what_is_to_run(tmp_path, monkeypatch, capsys):
 
 
 def test_what_one_rank_lacks_no_rank_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.Needs, "lacking", lambda self, run: ["nor has rank 0"])
     monkeypatch.setattr(run.dist, "gather", lambda mine: [mine, {0: ["rank 1 has no disk"]}])
-    with pytest.raises(UserError, match=r"2 of 2 runs could not start:\n  nor has rank 0\n  rank 1 has no disk"):
-        monkeypatch.setattr(experiments.Needs, "lacking", lambda self, run: ["nor has rank 0"])
+    with pytest.raises(
+        UserError, match=r"2 of 2 runs could not start:\n  nor has rank 0\n  rank 1 has no disk"
+    ):
         reproduce(HERE, tmp_path, repeats=1)
 
 

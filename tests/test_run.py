@@ -200,6 +200,12 @@ def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
     assert pngs(tmp_path / "x") == pngs(whole)
     assert json.loads((tmp_path / "x/record.json").read_text())["processes"] == 2
     assert done.stdout.count("40 images") == 1
+    # Several runs in a row, as --multirun has them, meet each other again.
+    again = [*command, "-m", *QUICK[1:], "nfe=1,3", "images=2", f"out={tmp_path}/${{nfe}}"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("nfe=3 images=2") == 1
+    assert pngs(tmp_path / "3").items() <= pngs(whole).items()
     # A user's mistake is said once, by one of them, and nothing is said about the others.
     wrong = subprocess.run(
         [*command, "nfe=4", f"out={tmp_path / 'y'}"], capture_output=True, text=True, timeout=300
@@ -244,8 +250,8 @@ def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
     with pytest.raises(UserError, match=r"subsets of 1,000 images; there are 70"):
         sample(tmp_path / "few", *words, "metrics=[kid]")
     assert not (tmp_path / "few").exists()
+    few = [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=64"]
     with pytest.raises(UserError, match="at least 65 images; there are 64"):
-        few = [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=64"]
         run.reference(**arguments("reference", few))
     with pytest.raises(UserError, match="limit=1101 must be 1 to 1100"):
         run.reference(

@@ -9,6 +9,7 @@ with either of them in diffusers' layout.
 """
 
 import contextlib
+import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ def read(path: str | Path) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks to before the beginning of a cut file
+            raise UserError(f"{path} is damaged or incomplete; fetch it again") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes can break a parser in any way; MemoryError is one of them
         what = f"{type(error).__name__}: {brief(error)}"

@@ -13,7 +13,7 @@ from bdia_exp.store import atomic, save_image
 
 
 def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
-    """FID against NFE, one panel a table, one line a row, both axes logarithmic."""
+    """FID against NFE, one panel a table, one line a row; logarithmic where FIDs differ twofold."""
     tables = [table for table in drawn["tables"] if table["cells"]]
     figure = Figure(figsize=(5.5 * len(tables), 4.2), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)
@@ -22,15 +22,18 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
             points = sorted((c["nfe"], c["fid"]) for c in table["cells"] if c["row"] == row)
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", label=row)
-        panel.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
+        panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
         panel.set_title(table["title"], fontsize=10)
         panel.xaxis.set_major_locator(FixedLocator(sorted({c["nfe"] for c in table["cells"]})))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(ScalarFormatter())
+        fids = [cell["fid"] for cell in table["cells"]]
+        if max(fids) > 2 * min(fids):
+            panel.set_yscale("log")
+            panel.yaxis.set_minor_formatter(
+                lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else ""
+            )
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panel.yaxis.set_minor_formatter(
-            lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else ""
-        )
         panel.grid(alpha=0.3, which="both")
         panel.legend()
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})

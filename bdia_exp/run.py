@@ -52,7 +52,7 @@ def sample(
     sheet: int,
     score: bool,
     reference: str | None,
-    metrics: list[str],
+    metrics: list[str] | str | None,
     config: Record,
     choices: Record,
 ) -> Record:
@@ -174,7 +174,7 @@ def evaluate(
     images: str,
     reference: str,
     features: Callable[..., Extractor],
-    metrics: list[str],
+    metrics: list[str] | str | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -258,10 +258,13 @@ def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> 
             bar.update(len(rows) * dist.world())
 
 
-def _scorer(extractor: Extractor, source: str | None, metrics: list[str], batch: int) -> Score:
+def _scorer(
+    extractor: Extractor, source: str | None, metrics: list[str] | str | None, batch: int
+) -> Score:
     """A score against `source`: an npz with mu and sigma, or a set of images."""
     if source is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
+    metrics = metrics.split(",") if isinstance(metrics, str) else metrics or []
     path = checkpoints.locate(source)
     if not store.is_image_set(path):
         return Score(extractor, Statistics.load(path), metrics)

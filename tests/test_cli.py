@@ -152,6 +152,7 @@ MISTAKES = {
     "reference": "give images=",
     "reference /nothing/here out=x": "/nothing/here does not exist",
     "models -p 2": "-p is for sample, evaluate, reference, reproduce, not for models",
+    "sample score=true images=99 metrics=fid,kidd save=none": "did you mean 'kid'?",
     "sample score=true images=99 metrics=[fid,3] save=none": "metrics=3 is unknown",
     "sample -p 0": "-p 0: give a number of processes, or gpu",
     "sample -p two": "-p two: give a number of processes, or gpu",

@@ -78,6 +78,21 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
     return cells
 
 
+def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[Cell]:
+    """The cells whose name contains one of the words, which commas part.
+
+    Raises UserError for a word that is in no name.
+    """
+    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
+    for part in parts:
+        if not any(part in cell.name for cell in cells):
+            raise UserError(
+                f"cells={part}: no cell of {experiment} has a name like that; one is called "
+                f"{cells[0].name!r}"
+            )
+    return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of `sample` that a cell needs, with the arguments to call it with."""
@@ -182,6 +197,38 @@ def _flops(model: Callable[..., Model]) -> float | None:
     with FlopCounterMode(display=False) as counter:
         net.denoiser(None)(z, Level(1.0, 1.0, 1.0))
     return counter.get_total_flops() / ROWS
+
+
+def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops: float) -> str:
+    """The plan as text: every cell, where it stands, and what its runs in `todo` cost."""
+
+    def hours(runs: list[Run]) -> str:
+        flops = costs.of(runs)
+        if not flops:
+            return ""
+        number = flops / tflops / 1e12 / 3600
+        return f", {number:,.1f} GPU hours" if number >= 0.1 else ", under 0.1 GPU hours"
+
+    left = [plan[i] for i in sorted(todo)]
+    by_cell: dict[str, list[int]] = {}
+    for i, run in enumerate(plan):
+        by_cell.setdefault(run.cell.name, []).append(i)
+    ranges = len(plan) // len(by_cell)
+    each = f"{plan[0].images:,} images" if ranges == 1 else f"{ranges} × {plan[0].images:,} images"
+    lines = [
+        f"{title}: {len(by_cell)} cells of {each}; {len(plan) - len(left)} of {len(plan)} runs are "
+        f"there, {len(left)} to run: {sum(run.evaluations for run in left):,} network evaluations"
+        f"{hours(left)}"
+    ]
+    width = max(map(len, by_cell))
+    for name, indices in by_cell.items():
+        runs = [plan[i] for i in indices if i in todo]
+        state = f"to run {len(runs)}/{len(indices)}" if runs else "there"
+        cost = f"{sum(r.evaluations for r in runs):13,} evaluations{hours(runs)}" if runs else ""
+        lines.append(f"  {state:12} {name:{width}} {cost}".rstrip())
+    if costs.of(left):
+        lines.append(f"  GPU hours: sampling alone, at {tflops:g} TFLOP/s sustained (tflops=)")
+    return "\n".join(lines)
 
 
 class Needs:

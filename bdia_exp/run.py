@@ -311,7 +311,7 @@ def reproduce(
     name += f"-{results.digest({'overrides': more})}" if more else ""
     root = Path(out).expanduser() if out else Path("runs") / name
     plan = experiments.runs_of(
-        _chosen(experiments.cells_of(experiment, root), cells, experiment["name"]),
+        experiments.chosen(experiments.cells_of(experiment, root), cells, experiment["name"]),
         images=images,
         stride=full,
         repeats=repeats,
@@ -322,7 +322,7 @@ def reproduce(
     # Rank 0 decides for all: on every rank the same runs follow each other.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
     costs = experiments.Costs()
-    _show_plan(experiment["title"], plan, {*todo}, costs, tflops)
+    _say(experiments.described(experiment["title"], plan, {*todo}, costs, tflops))
     if dry_run:
         for file in sorted({f for i in todo for f in experiments.absent(plan[i])}):
             _say(f"  not here yet: {file}")
@@ -357,55 +357,11 @@ def reproduce(
     return drawn
 
 
-def _chosen(
-    cells: list[experiments.Cell], words: str | int | None, experiment: str
-) -> list[experiments.Cell]:
-    """The cells whose name contains one of the words; each word must be in some name."""
-    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
-    for part in parts:
-        if not any(part in cell.name for cell in cells):
-            raise UserError(
-                f"cells={part}: no cell of {experiment} has a name like that; one is called "
-                f"{cells[0].name!r}"
-            )
-    return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
-
-
-def _show_plan(
-    title: str,
-    plan: list[experiments.Run],
-    open_: set[int],
-    costs: experiments.Costs,
-    tflops: float,
-) -> None:
-    """Every cell, where it stands, and what is left to do: the runs of the indices `open_`."""
-
-    def hours(runs: list[experiments.Run]) -> str:
-        flops = costs.of(runs)
-        if not flops:
-            return ""
-        number = flops / tflops / 1e12 / 3600
-        return f", {number:,.1f} GPU hours" if number >= 0.1 else ", under 0.1 GPU hours"
-
-    todo = [plan[i] for i in sorted(open_)]
-    by_cell: dict[str, list[int]] = {}
-    for i, run in enumerate(plan):
-        by_cell.setdefault(run.cell.name, []).append(i)
-    ranges = len(plan) // len(by_cell)
-    each = f"{plan[0].images:,} images" if ranges == 1 else f"{ranges} × {plan[0].images:,} images"
-    _say(
-        f"{title}: {len(by_cell)} cells of {each}; {len(plan) - len(todo)} of {len(plan)} runs are "
-        f"there, {len(todo)} to run: {sum(run.evaluations for run in todo):,} network evaluations"
-        f"{hours(todo)}"
-    )
-    width = max(map(len, by_cell))
-    for name, runs in by_cell.items():
-        left = [plan[i] for i in runs if i in open_]
-        state = f"to run {len(left)}/{len(runs)}" if left else "there"
-        cost = f"{sum(r.evaluations for r in left):13,} evaluations{hours(left)}" if left else ""
-        _say(f"  {state:12} {name:{width}} {cost}".rstrip())
-    if costs.of(todo):
-        _say(f"  GPU hours: sampling alone, at {tflops:g} TFLOP/s sustained (tflops=)")
+def _report(experiment: Record, report: str | None) -> str:
+    """What a cell of several runs shows: as asked, or as the experiment has it."""
+    report = report or experiment.get("report", "mean")
+    _one_of("report", report, list(tables.REPORTS))
+    return report
 
 
 def table(*, experiment: Record, out: str | None, report: str | None) -> Record:
@@ -462,13 +418,6 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
         several = ["not everything could be fetched:"] if len(failed) > 1 else []
         raise UserError("\n  ".join([*several, *failed]))
     return brought
-
-
-def _report(experiment: Record, report: str | None) -> str:
-    """What a cell of several runs shows: as asked, or as the experiment has it."""
-    report = report or experiment.get("report", "mean")
-    _one_of("report", report, list(tables.REPORTS))
-    return report
 
 
 def models(*, listing: Record) -> Record:

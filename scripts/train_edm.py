@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 from bdia_exp import dist
 from bdia_exp.checkpoints import load_into, locate, read
-from bdia_exp.models.edm import EDMPrecond, parameter_count
+from bdia_exp.models import parameter_count
+from bdia_exp.models.edm import EDMPrecond
 from bdia_exp.store import atomic
 
 

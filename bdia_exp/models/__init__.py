@@ -1,9 +1,10 @@
-"""Models: what a family of checkpoints must say of itself."""
+"""Models: what a family of checkpoints must say of itself, and what the families share."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdia_exp.core import Denoiser, Level
 from bdia_exp.schedules import DiscreteVP
@@ -37,3 +38,17 @@ class Model(Protocol):
     def encode(self, images: Tensor) -> Tensor:
         """uint8 images [B, C, H, W] → a clean state, float64."""
         ...
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Trainable numbers in the network (buffers not counted)."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:
+    """Each grid family's own convention: N(0, σ²) at EDM's levels, N(0, 1) at VP levels.
+
+    float64 [B, *shape], on the device of the generators.
+    """
+    scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
+    return rng.randn(shape).double() * scale

@@ -12,6 +12,7 @@ from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
+from bdia_exp.models import parameter_count, starting_noise
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
@@ -77,12 +78,10 @@ class EDMPrecond(nn.Module):
         return c_skip * x + c_out * self.model(body, c_noise, class_labels, **model_kwargs).float()
 
 
-def parameter_count(net: nn.Module) -> int:
-    """Trainable numbers in the network (buffers not counted)."""
-    return sum(p.numel() for p in net.parameters())
-
-
-DEFAULTS = {"label_dim": 0, "use_fp16": False, "model_type": "DhariwalUNet"} | {
+DEFAULTS = {
+    "label_dim": 0,
+    "use_fp16": False,
+    "model_type": "DhariwalUNet",
     "model_channels": 192,
     "channel_mult": [1, 2, 3, 4],
 }
@@ -105,9 +104,7 @@ class EDM:
         self.device = next(net.parameters()).device
 
     def start(self, rng: Generators, level: Level) -> Tensor:
-        # Each family's own convention: EDM starts from N(0, σ²), VP models from N(0, 1).
-        scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
-        return rng.randn(self.shape).to(self.device).double() * scale
+        return starting_noise(rng, self.shape, level).to(self.device)
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         onehot = None

@@ -14,7 +14,7 @@ from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.models.edm import parameter_count
+from bdia_exp.models import parameter_count, starting_noise
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 
@@ -229,9 +229,7 @@ class DDIM:
         self.device = next(net.parameters()).device
 
     def start(self, rng: Generators, level: Level) -> Tensor:
-        # As for EDM's networks: the grid's family decides, N(0, 1) for VP and N(0, σ²) for EDM.
-        scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
-        return rng.randn(self.shape).to(self.device).double() * scale
+        return starting_noise(rng, self.shape, level).to(self.device)
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         def denoise(z: Tensor, level: Level) -> Estimate:

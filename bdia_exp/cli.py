@@ -151,14 +151,17 @@ def _quoted(word: str) -> str:
 # -- calls ---------------------------------------------------------------------------------------
 
 
-def bound(function: Callable, name: str) -> Callable:
-    """Checks the arguments already given to a partial, before anything runs.
+def bound(function: Any, name: str) -> Any:
+    """Checks the arguments already given to a partial, and to those within, before anything runs.
 
+    What is not a partial is returned as it is, and so is the function of one without arguments.
     Raises UserError for a name that the function does not have or a value of another type.
     """
-    if isinstance(function, partial):
-        check(function.func, function.keywords, f"{name}.")
-    return function
+    if not isinstance(function, partial):
+        return function
+    given = {key: bound(value, f"{name}.{key}") for key, value in function.keywords.items()}
+    check(function.func, given, f"{name}.")
+    return partial(function.func, **given) if given else function.func
 
 
 def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> None:

@@ -22,6 +22,11 @@ class Level(NamedTuple):
     sigma: float
     time: float
 
+    @property
+    def rho(self) -> float:
+        """Noise over signal, σ/α: what σ is after the state is divided by α."""
+        return self.sigma / self.alpha
+
 
 CLEAN = Level(1.0, 0.0, 0.0)
 

@@ -62,11 +62,13 @@ def sample(
     _one_of("save", save, ["folder", "zip", "scratch", "none"])
     _one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
     _one_of("noise_device", noise_device, ["cpu", "cuda"])
-    gamma = config["sampler"].get("gamma", 0.0)
-    if not 0 <= gamma <= 1:  # the solvers take more: 1/γ runs them backwards
-        raise UserError(
-            f"sampler.gamma={gamma} must be 0 to 1: 0 is the base method, 1 BDIA of Tables 2 and 3"
-        )
+    for key in ("gamma", "gamma1", "gamma2"):
+        gamma = config["sampler"].get(key, 0.0)
+        if not 0 <= gamma <= 1:  # the solvers take more: 1/γ runs them backwards
+            raise UserError(
+                f"sampler.{key}={gamma} must be 0 to 1: 0 is the base method, 1 BDIA of Tables 2 "
+                "and 3"
+            )
     device = _device(device)
     if noise_device == "cuda":
         _device("cuda")

@@ -1,5 +1,6 @@
 """From seeds to images: a job, and the stream of batches that a rank makes of it."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class Job:
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The noise and the labels of these seeds, drawn in EDM's order."""
-        rng = Generators(seeds, self.noise_device)
+        return self._draw(Generators(seeds, self.noise_device))
+
+    def _draw(self, rng: Generators) -> tuple[Tensor, Tensor | None]:
         z = self.model.start(rng, self.grid[0])
         if not self.model.num_classes:
             return z, None
@@ -70,10 +73,14 @@ class Job:
 
         `step` is called after every step of the sampler.
         """
-        z, labels = self.draw(seeds)
+        rng = Generators(seeds, self.noise_device)
+        z, labels = self._draw(rng)
         denoiser = Counted(self.model.denoiser(labels))
+        sampler: Callable[..., Iterator[Tensor]] = self.sampler
+        if "noise" in inspect.signature(sampler).parameters:
+            sampler = partial(sampler, noise=rng.randn_like)  # of these seeds, after their start
         with torch.inference_mode():
-            for state in self.sampler(denoiser, z, self.grid):
+            for state in sampler(denoiser, z, self.grid):
                 step()
                 z = state
         if not z.isfinite().all():

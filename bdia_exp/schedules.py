@@ -1,6 +1,9 @@
 """Schedules: from a network's time to its noise level."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -35,11 +38,46 @@ class DiscreteVP:
         abar = self.abar[k + shift]
         return Level(abar**0.5, (1 - abar) ** 0.5, float(max(k, 0)))
 
+    @cached_property
+    def rhos(self) -> list[float]:
+        """σ/α at every time."""
+        return [((1 - abar) / abar) ** 0.5 for abar in self.abar]
+
+    def at(self, rho: float) -> Level:
+        """The level with σ/α = rho, at a fractional time: linear in log σ/α between the times.
+
+        Below the first time it is that time's. Raises UserError beyond the last one.
+        """
+        if rho > self.rhos[-1]:
+            raise UserError(
+                f"this network was trained for noise up to sigma={self.rhos[-1]:.4g}, and the grid "
+                f"has {rho:.4g}: set grid.sigma_max={self.rhos[-1]:.4g} or less, or grid=quad"
+            )
+        after = bisect_right(self.rhos, rho)
+        if after == 0:
+            time = 0.0
+        elif after == len(self):
+            time = float(after - 1)
+        else:
+            low, high = self.rhos[after - 1], self.rhos[after]
+            time = after - 1 + math.log(rho / low) / math.log(high / low)
+        alpha = 1 / math.hypot(1, rho)
+        return Level(alpha, alpha * rho, time)
+
 
 def linear_vp(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> DiscreteVP:
     """DDPM's schedule, β linear in k. β is rounded to float32 as DDIM and PNDM do it."""
     betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64).float()
     return DiscreteVP((1 - betas.double()).cumprod(0).tolist())
+
+
+def linear_vp_time(rho: float, beta_min: float = 0.1, beta_max: float = 20.0) -> float:
+    """The time in [0, 1], or beyond, at which the continuous form of `linear_vp` has σ/α = rho.
+
+    Its log ᾱ is −(β_min t + ½ (β_max − β_min) t²).
+    """
+    slope = beta_max - beta_min
+    return (math.sqrt(beta_min**2 + 2 * slope * math.log1p(rho**2)) - beta_min) / slope
 
 
 def edm(sigma: float) -> Level:

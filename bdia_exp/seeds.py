@@ -46,6 +46,14 @@ class Generators:
         draws = [torch.randn(*shape, generator=rng, device=rng.device) for rng in self.rngs]
         return torch.stack(draws)
 
+    def randn_like(self, z: Tensor) -> Tensor:
+        """Standard normal numbers of the dtype of z, [B, …], on its device; one draw an image."""
+        draws = [
+            torch.randn(*row.shape, generator=rng, device=rng.device, dtype=z.dtype)
+            for rng, row in zip(self.rngs, z, strict=True)
+        ]
+        return torch.stack(draws).to(z.device)
+
     def randint(self, high: int) -> Tensor:
         """Integers below `high`, int64 [B]."""
         draws = [torch.randint(high, (), generator=rng, device=rng.device) for rng in self.rngs]

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from bdia_exp.core import CLEAN, Denoiser, Grid, Level, Sampler
+from bdia_exp.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
 from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.schedules import edm
-from bdia_exp.solvers import heun, multistep
+from bdia_exp.solvers import STARTS, bdia, cbdia, edict, heun, multistep, pndm
 
 
 def one_a_step(steps: int) -> int:
@@ -39,15 +40,37 @@ class Entry(NamedTuple):
     base: Sampler | None = None  # what it is at γ = 0
     gamma: float = 0.0
     exact: bool = False  # invertible from its last two states
+    low_start: bool = False  # of a higher order but for its first steps, which decide in the limit
 
     def __str__(self) -> str:
         return self.name
 
 
-def _single(name: str, order: int, gamma: float = 0.0) -> Entry:
-    sampler = partial(multistep, gamma=gamma) if gamma else multistep
-    base = multistep if gamma else None
-    return Entry(name, sampler, order, one_a_step, one_a_step, base, gamma, bool(gamma))
+def _single(
+    name: str, order: int, gamma: float = 0.0, *, low_start: bool = False, **options
+) -> Entry:
+    base = partial(multistep, **options) if options else multistep
+    return Entry(
+        name,
+        partial(base, gamma=gamma) if gamma else base,
+        order,
+        one_a_step,
+        one_a_step,
+        base if gamma else None,
+        gamma,
+        exact=bool(gamma) and not options,
+        low_start=low_start,
+    )
+
+
+def _pndm(name: str, start: str, order: int, extra: int, gamma: float = 0.0) -> Entry:
+    def nfe(steps: int) -> int:
+        each = extra // STARTS[start][1]
+        return steps + each * min(steps, STARTS[start][1])
+
+    base = partial(pndm, start=start, order=order)
+    sampler = partial(base, gamma=gamma) if gamma else base
+    return Entry(name, sampler, 1 if gamma else 2, nfe, nfe, base if gamma else None, gamma)
 
 
 def _heun(name: str, gamma: float = 0.0, **options) -> Entry:
@@ -56,17 +79,54 @@ def _heun(name: str, gamma: float = 0.0, **options) -> Entry:
     return Entry(name, sampler, 2, two_but_the_last, two_a_step, base, gamma)
 
 
+def _two(name: str, order: int, sampler: Sampler) -> Entry:
+    return Entry(name, sampler, order, two_a_step, two_a_step)
+
+
+def _deis(order: int, clock: str) -> Rule:
+    return partial(deis, order=order, clock=clock)
+
+
 SAMPLERS = [
     _single("ddim", order=1),
     _single("euler", order=1),  # what DDIM is on EDM's levels
     _single("bdia_ddim_1", order=2, gamma=1.0),
     _single("bdia_ddim_half", order=1, gamma=0.5),
+    _single("leapfrog", order=2, rule=leapfrog),
+    _single("dpmpp_2m", order=2, rule=dpmpp, final=ddim),
+    _single("dpmpp_2m_to_the_end", order=2, rule=dpmpp),
+    _single("bdia_dpmpp_2m_1", order=1, rule=dpmpp, gamma=1.0),
+    _single("bdia_dpmpp_2m_half", order=1, rule=dpmpp, final=ddim, gamma=0.5),
+    _single("ipndm", order=2, rule=plms, low_start=True),
+    _single("bdia_ipndm_half", order=1, rule=plms, gamma=0.5),
+    _single("deis_tab_2", order=2, rule=_deis(2, "vp_time")),
+    _single("deis_tab_3", order=2, rule=_deis(3, "vp_time"), low_start=True),
+    _single("deis_tab_4", order=2, rule=_deis(4, "vp_time"), low_start=True),
+    _single("deis_rhoab_2", order=2, rule=_deis(2, "rho")),
+    _single("deis_rhoab_3", order=2, rule=_deis(3, "rho"), low_start=True),
+    _single("deis_log_rho_2", order=2, rule=_deis(2, "log_rho")),
+    _single("bdia_deis_half", order=1, rule=_deis(3, "vp_time"), gamma=0.5),
+    _pndm("plms", start="heun", order=4, extra=1),
+    _pndm("bdia_plms_half", start="heun", order=4, extra=1, gamma=0.5),
+    _pndm("s_pndm", start="heun", order=2, extra=1),
+    _pndm("f_pndm", start="rk4", order=4, extra=9),
+    Entry("bdia2_half", partial(bdia, gamma1=0.5, gamma2=0.5), 2, one_a_step, one_a_step),
+    Entry("bdia2_1_0", partial(bdia, gamma1=1.0, gamma2=0.0), 2, one_a_step, one_a_step),
+    _two("edict", 1, edict),
+    _two("edict_alternating", 1, partial(edict, alternate=True)),
+    _two("cbdia_0_1", 2, partial(cbdia, gamma1=0.0, gamma2=1.0)),
+    _two("cbdia_1_0", 1, partial(cbdia, gamma1=1.0, gamma2=0.0)),
+    _two("cbdia_4_96", 2, partial(cbdia, gamma1=0.04, gamma2=0.96)),
     _heun("edm"),
     _heun("bdia_edm_1", gamma=1.0),
     _heun("bdia_edm_half", gamma=0.5),
     _heun("bdia_edm_1_hat", gamma=1.0, refine="hat"),
     _heun("bdia_edm_half_hat", gamma=0.5, refine="hat"),
 ]
+
+CHURN = partial(heun, S_churn=40.0, S_min=0.05, S_max=50.0, S_noise=1.003)
+STOCHASTIC = [Entry("edm_churn", CHURN, 1, two_but_the_last, two_a_step)]
+"""Samplers that draw noise: they have no order, and run on EDM's levels only."""
 
 
 def vp_arc(steps: int, *, clean: bool = False) -> Grid:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from bdia_exp import experiments, run
 from bdia_exp.cli import CONFIGS, arguments, check, composed, expand, main, options
 from bdia_exp.errors import UserError
-from tests.samplers import SAMPLERS
+from tests.samplers import SAMPLERS, STOCHASTIC
 
 
 def invoke(*words: str):
@@ -52,7 +52,7 @@ def test_every_yaml_builds_and_binds(group, name):
     if (group, name) == ("model", "edm"):
         words.append("model.checkpoint=bundled:fashion_mini.safetensors")
     built = arguments("sample", words)[group]
-    assert isinstance(built, partial)
+    built = built if isinstance(built, partial) else partial(built)
     inspect.signature(built.func).bind_partial(**built.keywords)
     check(built.func, built.keywords)
 
@@ -61,14 +61,18 @@ def test_every_yaml_builds_and_binds(group, name):
 def test_every_sampler_yaml_goes_through_the_laws(name):
     """It is the call of a line in the test list, whatever defaults either leaves out."""
 
-    def call(sampler) -> tuple:
+    def call(sampler):
         function = sampler.func if isinstance(sampler, partial) else sampler
         given = sampler.keywords if isinstance(sampler, partial) else {}
         known = inspect.signature(function).parameters
-        return function, {k: p.default for k, p in known.items()} | given
+        defaults = {k: p.default for k, p in known.items() if p.default is not p.empty}
+        return function, {
+            k: call(v) if isinstance(v, partial) or k == "rule" else v
+            for k, v in (defaults | given).items()
+        }
 
     built = call(arguments("sample", [f"sampler={name}"])["sampler"])
-    assert built in [call(entry.sampler) for entry in SAMPLERS]
+    assert built in [call(entry.sampler) for entry in (*SAMPLERS, *STOCHASTIC)]
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -218,7 +222,11 @@ def test_completion_offers_choices_and_keys():
         )
         return [line.split(",")[-1] for line in done.stdout.split()]
 
-    assert complete("sample", "sampler=bdia_") == ["sampler=bdia_ddim", "sampler=bdia_edm"]
+    assert complete("sample", "sampler=bdia_d") == [
+        "sampler=bdia_ddim",
+        "sampler=bdia_deis",
+        "sampler=bdia_dpmpp_2m",
+    ]
     assert "nfe=" in complete("sample", "n")
     assert "sample" in complete("sa")
 

@@ -9,8 +9,18 @@ import torch
 from bdia_exp.core import Counted, Estimate, Grid, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras
-from bdia_exp.solvers import evaluations, grid_for, heun, multistep
-from tests.samplers import GAUSSIAN, GRIDS, MIXTURE, SAMPLERS, end, states, vp_arc
+from bdia_exp.solvers import evaluations, grid_for, heun, multistep, pndm
+from tests.samplers import (
+    GAUSSIAN,
+    GRIDS,
+    MIXTURE,
+    SAMPLERS,
+    STOCHASTIC,
+    end,
+    states,
+    ve_power,
+    vp_arc,
+)
 
 every_sampler = pytest.mark.parametrize("entry", SAMPLERS, ids=str)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.__name__)
@@ -26,8 +36,10 @@ def test_order_of_convergence(entry, grid):
         exact = GAUSSIAN.flow(z, levels[0], levels[-1])
         return float((end(entry.sampler, GAUSSIAN.denoiser(), z, levels) - exact).abs().max())
 
-    order = math.log2(error(64) / error(128))
-    assert order == pytest.approx(entry.order, abs=0.2)
+    order = math.log2(error(128) / error(256))
+    assert order > entry.order - 0.25
+    if not entry.low_start:
+        assert order < entry.order + 0.3
 
 
 @every_grid
@@ -80,7 +92,7 @@ def test_samples_land_on_the_data(entry):
 def run_back(z: torch.Tensor, past: torch.Tensor, grid: Grid, gamma: float) -> list[torch.Tensor]:
     """All states of the reversed grid from the third on, given its first two."""
     restart = Estimate(grid[-1], past, torch.zeros_like(past))  # its noise estimate is not used
-    return list(multistep(MODEL, z, grid[:-1][::-1], gamma=1 / gamma, past=restart))
+    return list(multistep(MODEL, z, grid[:-1][::-1], gamma=1 / gamma, trail=[restart]))
 
 
 def round_trip_error(grid: Grid, gamma: float) -> float:
@@ -122,7 +134,7 @@ def test_restart_continues_a_trajectory():
     levels = vp_arc(8)
     trajectory = list(multistep(MODEL, states(MIXTURE, levels[0]), levels, gamma=0.7))
     past = MODEL(trajectory[2], levels[3])
-    again = list(multistep(MODEL, trajectory[3], levels[4:], gamma=0.7, past=past))
+    again = list(multistep(MODEL, trajectory[3], levels[4:], gamma=0.7, trail=[past]))
     assert all(torch.equal(a, b) for a, b in zip(again, trajectory[4:], strict=True))
 
 
@@ -174,3 +186,40 @@ def test_an_unknown_refinement_is_refused():
     levels = vp_arc(2)
     with pytest.raises(UserError, match="did you mean 'hat'"):
         end(partial(heun, refine="hatt"), MODEL, states(MIXTURE, levels[0]), levels)
+
+
+# --- Samplers that draw noise ---
+
+
+@pytest.mark.parametrize("entry", STOCHASTIC, ids=str)
+@pytest.mark.parametrize("clean", [True, False], ids=["clean", "noisy"])
+def test_a_stochastic_sampler_spends_what_it_declares(entry, clean):
+    levels = ve_power(5, clean=clean)
+    declared = (entry.nfe_to_clean if clean else entry.nfe_to_noisy)(5)
+    assert evaluations(entry.sampler, levels) == declared
+
+
+@pytest.mark.parametrize("entry", STOCHASTIC, ids=str)
+def test_a_stochastic_sampler_lands_on_the_data(entry):
+    levels = ve_power(200, clean=True)
+    z = states(MIXTURE, levels[0], 400)
+    torch.manual_seed(0)
+    x, data = end(entry.sampler, MODEL, z, levels).flatten(1), states(MIXTURE, levels[-1], 4000)
+    assert (x.mean(0) - data.flatten(1).mean(0)).abs().max() < 0.3
+    assert (x.std(0) / data.flatten(1).std(0) - 1).abs().max() < 0.2
+    assert not torch.equal(x, end(entry.sampler, MODEL, z, levels).flatten(1)), "it draws anew"
+
+
+def test_churn_is_refused_with_bdia_and_off_edm_levels():
+    z = states(MIXTURE, vp_arc(3)[0])
+    with pytest.raises(UserError, match=r"sampler\.gamma=0"):
+        end(partial(heun, S_churn=1.0, gamma=1.0), MODEL, z, ve_power(3))
+    with pytest.raises(UserError, match="grid=karras"):
+        end(partial(heun, S_churn=1.0), MODEL, z, vp_arc(3))
+
+
+@pytest.mark.parametrize("option", [{"start": "huen"}, {"order": 5}])
+def test_pndm_refuses_what_it_does_not_know(option):
+    levels = vp_arc(5)
+    with pytest.raises(UserError):
+        end(partial(pndm, **option), MODEL, states(MIXTURE, levels[0]), levels)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -201,21 +200,13 @@ def at_vp_level(level: Level, schedule: DiscreteVP) -> Level:
     """The level at which a network that knows discrete VP times is asked about `level`.
 
     VP levels and the clean one are themselves. EDM's (1, σ, σ) is the VP level of the same σ/α,
-    with a fractional time: linear in log σ/α between the schedule's times, and 0 below the first.
+    with a fractional time (`DiscreteVP.at`).
 
     Raises UserError if σ lies beyond the schedule's last time.
     """
     if level.alpha < 1 or level.sigma == 0:
         return level
-    ratios = [((1 - abar) / abar) ** 0.5 for abar in schedule.abar]
-    if level.sigma > ratios[-1]:
-        raise UserError(
-            f"this network was trained for noise up to sigma={ratios[-1]:.4g}, and the grid has "
-            f"{level.sigma:.4g}: set grid.sigma_max={ratios[-1]:.4g} or less, or grid=quad"
-        )
-    time = np.interp(math.log(level.sigma), np.log(ratios), range(len(ratios)))
-    alpha = 1 / math.hypot(1, level.sigma)
-    return Level(alpha, alpha * level.sigma, float(time))
+    return schedule.at(level.sigma)
 
 
 class DDIM:

@@ -205,19 +205,25 @@ def arguments(command: str, overrides: list[str], *, described: bool = False) ->
     return built
 
 
-def call(command: str, overrides: list[str]) -> None:
-    """Composes, builds, checks and runs."""
+def verb(command: str) -> Callable:
+    """The function of a command: of its name, in the module that has it."""
     from bdia_exp import run
 
+    return getattr(run, command)
+
+
+def call(command: str, overrides: list[str]) -> None:
+    """Composes, builds, checks and runs."""
+    function = verb(command)
+    asked = inspect.signature(function).parameters
     extra: dict[str, Any] = {}
-    if command == "reproduce":
-        extra["compose"] = partial(_sample_arguments, check_with=run.sample)
-    if command in ("models", "fetch"):
+    if "compose" in asked:
+        extra["compose"] = partial(_sample_arguments, check_with=verb("sample"))
+    if "listing" in asked:
         extra["listing"] = _models()
-    verb = getattr(run, command)
-    given = arguments(command, overrides, described=command in ("sample", "evaluate")) | extra
-    check(verb, given)
-    verb(**given)
+    given = arguments(command, overrides, described="config" in asked) | extra
+    check(function, given)
+    function(**given)
 
 
 def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:

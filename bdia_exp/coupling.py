@@ -19,6 +19,11 @@ Pair = tuple[Tensor, Tensor]
 class Coupling(Protocol):
     """`place` is the number of the step, counted from the noisy end."""
 
+    @property
+    def amplification(self) -> float:
+        """By how much a mix enlarges an error when it is undone: its least eigenvalue inverted."""
+        ...
+
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
         """The pair at level t from the pair at level s."""
         ...
@@ -45,6 +50,10 @@ class EDICT:
             raise UserError(
                 f"sampler.p={self.p} must be more than 0 and at most 1; EDICT uses 0.93"
             )
+
+    @property
+    def amplification(self) -> float:
+        return 1 / self.p**2
 
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
         z, y = self._turned(pair, place)
@@ -83,6 +92,10 @@ class CBDIA:
                 f"sampler.gamma1={self.gamma1} and sampler.gamma2={self.gamma2} must be 0 to 1 and "
                 "different: equal ones cannot be undone"
             )
+
+    @property
+    def amplification(self) -> float:
+        return 1 / abs(self.gamma1 - self.gamma2)
 
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
         z, y = pair

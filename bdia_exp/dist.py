@@ -16,6 +16,8 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from bdia_exp.errors import UserError, nearest
+
 TOLD = "BDIA_EXP_TOLD"
 """Names the file that the first process to print an error makes."""
 
@@ -137,3 +139,31 @@ def average_(tensors: Iterable[Tensor]) -> None:
     flat /= world()
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         t.copy_(part.view_as(t))
+
+
+def device(name: str) -> str:
+    """The device of this process: `auto` is a GPU where there is one.
+
+    Raises UserError for a name that is none and for a GPU that is not there.
+    """
+    kind = name.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name!r} is unknown{nearest(name, ['auto', 'cpu', 'cuda'])}")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
+    index = int(name.split(":")[1]) if ":" in name else local_rank()
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"device=cuda:{index} does not exist: this machine has {torch.cuda.device_count()} "
+            "GPUs; start as many processes as that, or fewer"
+        )
+    return f"cuda:{index}"
+
+
+def device_name(device: str) -> str:
+    """What a record says of a device."""
+    if device == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device)

@@ -7,19 +7,18 @@ configuration as plain data, for the record.
 
 import math
 import shlex
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from bdia_exp import checkpoints, dist, experiments, figures, results, store, tables
 from bdia_exp import fetch as downloads
+from bdia_exp.console import duration, one_of, positive, progress, say
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics import inception
@@ -58,10 +57,10 @@ def sample(
 ) -> Record:
     """Generates images, and scores them if asked. Returns the record that it wrote."""
     wanted = _seeds(images, seeds)
-    _positive("batch", batch)
-    _one_of("save", save, ["folder", "zip", "scratch", "none"])
-    _one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
-    _one_of("noise_device", noise_device, ["cpu", "cuda"])
+    positive("batch", batch)
+    one_of("save", save, ["folder", "zip", "scratch", "none"])
+    one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
+    one_of("noise_device", noise_device, ["cpu", "cuda"])
     for key in ("gamma", "gamma1", "gamma2"):
         gamma = config["sampler"].get(key, 0.0)
         if not 0 <= gamma <= 1:  # the solvers take more: 1/γ runs them backwards
@@ -69,9 +68,9 @@ def sample(
                 f"sampler.{key}={gamma} must be 0 to 1: 0 is the base method, 1 BDIA of Tables 2 "
                 "and 3"
             )
-    device = _device(device)
+    device = dist.device(device)
     if noise_device == "cuda":
-        _device("cuda")
+        dist.device("cuda")
     dist.start(device)
     job = Job.build(
         model=model,
@@ -96,7 +95,7 @@ def sample(
         results.require_same(root, old.get("identity", {}), identity)
     asked = ("save", "score", *SCORED_BY) if score else ("save",)
     if old.get("complete") and all(old["config"].get(key) == config[key] for key in asked):
-        _say(f"{root} is complete: nothing to do")
+        say(f"{root} is complete: nothing to do")
         return old
 
     record: Record = results.provenance() | {
@@ -111,7 +110,7 @@ def sample(
         "images": len(wanted),
         "save": save,
         "processes": dist.world(),
-        "device": _device_name(device),
+        "device": dist.device_name(device),
         "config": config,
     }
     if dist.rank() == 0:
@@ -124,7 +123,7 @@ def sample(
     shown: dict[int, Tensor] = {}  # the contact sheet's images, by seed
     labels: dict[int, int] = {}
     sampled, began = 0, time.perf_counter()
-    with _bar(len(wanted), "img") as bar:
+    with progress(len(wanted), "img") as bar:
         for made in stream(job, batches, folder, bar):
             if made.nfe is not None:
                 sampled += len(made.seeds)
@@ -161,12 +160,12 @@ def sample(
         if folder and save == "scratch":
             folder.remove()
         results.save(root / "record.json", record)
-        _say(
+        say(
             f"{root}: {len(wanted)} images, nfe {record['nfe']}, "
             f"{record['images_per_second']:.1f} images/s"
         )
         if scorer:
-            _say(Score.sentence(record["score"]))
+            say(Score.sentence(record["score"]))
     dist.barrier()
     return record
 
@@ -185,8 +184,8 @@ def evaluate(
     choices: Record,
 ) -> Record:
     """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
-    _positive("batch", batch)
-    device = _device(device)
+    positive("batch", batch)
+    device = dist.device(device)
     found, count = _image_set(images, limit)
     dist.start(device)
     extractor = features(device=device)
@@ -197,7 +196,7 @@ def evaluate(
         "command": "evaluate",
         "images": str(found.path),
         "reference": reference,
-        "device": _device_name(device),
+        "device": dist.device_name(device),
         "score": scorer.result(),
         "config": config,
     }
@@ -206,8 +205,8 @@ def evaluate(
     if dist.rank() == 0:
         if out or (run / "record.json").exists():
             results.save(file, record)
-        _say(f"{found.path} against {reference}")
-        _say(Score.sentence(record["score"]))
+        say(f"{found.path} against {reference}")
+        say(Score.sentence(record["score"]))
     return record
 
 
@@ -222,8 +221,8 @@ def reference(
     device: str,
 ) -> Statistics:
     """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
-    _positive("batch", batch)
-    device = _device(device)
+    positive("batch", batch)
+    device = dist.device(device)
     found, count = _image_set(images, limit)
     dist.start(device)
     extractor = features(device=device)
@@ -236,7 +235,7 @@ def reference(
     if dist.rank() == 0:
         file = Path(out if out.endswith(".npz") else f"{out}.npz").expanduser()
         statistics.save(file)
-        _say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
+        say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
     dist.barrier()
     return statistics
 
@@ -252,7 +251,7 @@ def _image_set(images: str, limit: int | None) -> tuple[store.ImageSet, int]:
 def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:
     """Scores the first `count` images, this rank's share of them."""
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
-    with _bar(count, "img") as bar:
+    with progress(count, "img") as bar:
         for start in starts:
             rows = range(start, min(start + batch, count))
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
@@ -296,15 +295,15 @@ def reproduce(
     Cells that cannot run here are named with what they lack, and the others run.
     Raises UserError at the end if there were any.
     """
-    _positive("batch", batch)
+    positive("batch", batch)
     report = _report(experiment, report)
     repeats = experiment.get("repeats", 1) if repeats is None else repeats
-    _positive("repeats", repeats)
+    positive("repeats", repeats)
     if limit is not None:
-        _positive("limit", limit)
+        positive("limit", limit)
     if not tflops > 0:
         raise UserError(f"tflops={tflops} must be more than 0")
-    dist.start(_device(device))
+    dist.start(dist.device(device))
     full = experiment["images"]
     images = min(limit or full, full)
     more = shlex.split(overrides or "")
@@ -324,10 +323,10 @@ def reproduce(
     # Rank 0 decides for all: on every rank the same runs follow each other.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
     costs = experiments.Costs()
-    _say(experiments.described(experiment["title"], plan, {*todo}, costs, tflops))
+    say(experiments.described(experiment["title"], plan, {*todo}, costs, tflops))
     if dry_run:
         for file in sorted({f for i in todo for f in experiments.absent(plan[i])}):
-            _say(f"  not here yet: {file}")
+            say(f"  not here yet: {file}")
         return {}
 
     needs = experiments.Needs()
@@ -343,11 +342,11 @@ def reproduce(
         left = ""
         if spent := sum(weights[:number]):
             pace = (time.perf_counter() - began) / spent
-            left = f", about {_duration(pace * sum(weights[number:]))} left"
-        _say(f"[{number + 1}/{len(ready)}] {run.cell.name}, seeds {run.seeds}{left}")
+            left = f", about {duration(pace * sum(weights[number:]))} left"
+        say(f"[{number + 1}/{len(ready)}] {run.cell.name}, seeds {run.seeds}{left}")
         sample(**run.arguments)
     if ready:
-        _say(f"all of them took {_duration(time.perf_counter() - began)}")
+        say(f"all of them took {duration(time.perf_counter() - began)}")
     drawn: Record = {}
     if len(lacking) < len(plan):
         drawn = table(experiment=experiment, out=str(root), report=report)
@@ -362,7 +361,7 @@ def reproduce(
 def _report(experiment: Record, report: str | None) -> str:
     """What a cell of several runs shows: as asked, or as the experiment has it."""
     report = report or experiment.get("report", "mean")
-    _one_of("report", report, list(tables.REPORTS))
+    one_of("report", report, list(tables.REPORTS))
     return report
 
 
@@ -384,7 +383,7 @@ def table(*, experiment: Record, out: str | None, report: str | None) -> Record:
         results.save(root / "tables.json", drawn)
         figures.fid_curves(drawn, root / "fid.png")
         figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
-        _say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
+        say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
     return drawn
 
 
@@ -413,7 +412,7 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
         for source in sources[name]:
             try:
                 brought.append(source())
-                _say(f"{brought[-1]}: {brought[-1].stat().st_size:,} bytes")
+                say(f"{brought[-1]}: {brought[-1].stat().st_size:,} bytes")
             except UserError as error:
                 failed.append(str(error))
     if failed:
@@ -430,65 +429,15 @@ def models(*, listing: Record) -> Record:
             path = checkpoints.present(entry["checkpoint"])
             absent = "to be fetched" if entry["checkpoint"].startswith("fetch:") else "missing"
             state = f"ready ({path.stat().st_size / 1e6:.1f} MB)" if path else absent
-        _say(f"model={name:16} {state:28} {entry['about']}")
+        say(f"model={name:16} {state:28} {entry['about']}")
     return listing
 
 
 def _seeds(images: int | None, seeds: str | int | None) -> list[int]:
     if seeds is None:
         count = DEFAULT_IMAGES if images is None else images
-        _positive("images", count)
+        positive("images", count)
         return list(range(count))
     if images is not None:
         raise UserError("give images= (seeds 0, 1, …) or seeds= (which ones), not both")
     return parse(seeds)
-
-
-def _positive(key: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{key}={value} must be 1 or more")
-
-
-def _one_of(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{key}={value!r} is unknown{nearest(value, known)}")
-
-
-def _device(device: str) -> str:
-    """The device of this process: `auto` is a GPU where there is one."""
-    kind = device.split(":")[0]
-    _one_of("device", kind, ["auto", "cpu", "cuda"])
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise UserError(f"device={device}: PyTorch sees no GPU here; use device=cpu")
-    index = int(device.split(":")[1]) if ":" in device else dist.local_rank()
-    if index >= torch.cuda.device_count():
-        raise UserError(
-            f"device=cuda:{index} does not exist: this machine has {torch.cuda.device_count()} "
-            "GPUs; start as many processes as that, or fewer"
-        )
-    return f"cuda:{index}"
-
-
-def _device_name(device: str) -> str:
-    if device == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
-    return torch.cuda.get_device_name(device)
-
-
-def _bar(total: int, unit: str) -> tqdm:
-    layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}, {rate_fmt}]"
-    return tqdm(total=total, unit=unit, bar_format=layout, disable=dist.rank() > 0, leave=False)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _say(text: str) -> None:
-    """Prints on rank 0, above any progress bar."""
-    if dist.rank() == 0:
-        tqdm.write(text, file=sys.stdout)

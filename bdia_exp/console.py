@@ -1,0 +1,41 @@
+"""What the verbs say, and how they refuse the values of keys."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from bdia_exp import dist
+from bdia_exp.errors import UserError, nearest
+
+
+def say(text: str) -> None:
+    """Prints on rank 0, above any progress bar."""
+    if dist.rank() == 0:
+        tqdm.write(text, file=sys.stdout)
+
+
+def progress(total: int, unit: str) -> tqdm:
+    """A progress bar on rank 0."""
+    layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}, {rate_fmt}]"
+    return tqdm(total=total, unit=unit, bar_format=layout, disable=dist.rank() > 0, leave=False)
+
+
+def duration(seconds: float) -> str:
+    """About how long that is, for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def positive(key: str, value: int) -> None:
+    """Raises UserError unless the value is 1 or more."""
+    if value < 1:
+        raise UserError(f"{key}={value} must be 1 or more")
+
+
+def one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """Raises UserError, naming the nearest, unless the value is known."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{key}={value!r} is unknown{nearest(value, known)}")

@@ -203,6 +203,15 @@ def test_goes_on_from_a_pair():
     assert all(same(a, b) for a, b in zip(back, pairs[::-1], strict=True))
 
 
+def test_a_new_pass_from_the_noisy_pair_finds_the_image():
+    """How an edit starts: with a log of its own, so only as near as the rounding allows."""
+    grid, gamma = vp_arc(20), rational(0.92)
+    start = quantise(states(MIXTURE, grid[-1]))
+    *_, pair = bdia_ddim(MODEL, start, grid[::-1], gamma=1 / gamma, log=Log())
+    *_, (_, image) = bdia_ddim(MODEL, pair[::-1], grid, gamma=gamma, log=Log())
+    assert (value(image) - value(start)).abs().max() < 1e-6
+
+
 def test_a_pass_may_be_stopped_after_any_pair():
     grid, log = vp_arc(9), Log()
     start = quantise(states(MIXTURE, grid[0]))

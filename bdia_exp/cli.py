@@ -33,13 +33,18 @@ HERE = Path(__file__).parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 POSITIONAL = {
     "evaluate": "images",
+    "invert": "images",
+    "roundtrip": "images",
+    "edit": "images",
     "reference": "images",
     "reproduce": "experiment",
     "table": "experiment",
     "fetch": "what",
 }
 """The key that a command's words without `=` in front are the value of, joined by commas."""
-PARALLEL = ("sample", "evaluate", "reference", "reproduce")
+SCORING = {"features", "reference"}
+"""The keys that a model brings for its score; commands that give none leave them."""
+PARALLEL = ("sample", "evaluate", "reference", "reproduce", "sweep")
 """The commands that several processes share the work of."""
 
 
@@ -207,9 +212,10 @@ def arguments(command: str, overrides: list[str], *, described: bool = False) ->
 
 def verb(command: str) -> Callable:
     """The function of a command: of its name, in the module that has it."""
-    from bdia_exp import run
+    from bdia_exp import editing, run, studies
 
-    return getattr(run, command)
+    modules = (run, editing, studies)
+    return next(getattr(module, command) for module in modules if hasattr(module, command))
 
 
 def call(command: str, overrides: list[str]) -> None:
@@ -222,6 +228,8 @@ def call(command: str, overrides: list[str]) -> None:
     if "listing" in asked:
         extra["listing"] = _models()
     given = arguments(command, overrides, described="config" in asked) | extra
+    for key in SCORING - asked.keys():
+        given.pop(key, None)
     check(function, given)
     function(**given)
 
@@ -416,4 +424,45 @@ _add(
     "List the models.",
     "List the models that can be chosen with model=NAME, and whether their checkpoint is here.",
     "",
+)
+_add(
+    "invert",
+    "Images to noise.",
+    "Invert images to noise, exactly with sampler=bdia_ddim, edict or cbdia, and keep what the way "
+    "back needs.",
+    "runs/mine sampler.gamma=0.95 nfe=40",
+)
+_add(
+    "roundtrip",
+    "Images to noise and back, with the errors.",
+    "Invert images and regenerate them: the error in states and pixels, and how much errors are "
+    "amplified, predicted and measured.",
+    "runs/mine sampler=edict nfe=40 limit=16",
+)
+_add(
+    "edit",
+    "Images to noise, and back as another class.",
+    "Invert images under their own class and regenerate them under another.",
+    "runs/mine to=7 sampler.gamma=0.95 strength=0.8",
+)
+_add(
+    "convergence",
+    "Error and order of samplers.",
+    "Measure the error of samplers against a high-accuracy solution, on exact densities and on "
+    "models, and the order that it falls with.",
+    "samplers=ddim,bdia_ddim,edm problems=gaussian steps=16,32,64",
+)
+_add(
+    "exactness",
+    "Error of inversion over γ and N.",
+    "Measure what inversion gives back after a round trip, for every γ, number of steps and way to "
+    "hold a state: float64, float32 and fixed point.",
+    "gammas=1,0.92,0.5 problems=mixture steps=10,40",
+)
+_add(
+    "sweep",
+    "FID over γ, NFE and samplers.",
+    "Run the missing cells of a sweep over γ, NFE and samplers, and draw a heat map and curves of "
+    "FID.",
+    "samplers=bdia_edm gammas=0,0.5,1 nfes=9,19 images=500",
 )

@@ -1,7 +1,7 @@
 """Grids: the levels that a sampler visits, from noise to data.
 
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
-model's discrete schedule; `karras` needs none.
+model's discrete schedule; `karras` needs none, and `arc` only for times.
 
 `pairing` says which ᾱ goes with the time k that the network is told (docs/guide.md, "Grids"):
 
@@ -13,7 +13,7 @@ model's discrete schedule; `karras` needs none.
 import math
 from collections.abc import Sequence
 
-from bdia_exp.core import CLEAN, Grid
+from bdia_exp.core import CLEAN, Grid, Level
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.schedules import DiscreteVP, edm
 
@@ -32,13 +32,33 @@ def karras(
 
     Raises UserError if 0 < sigma_min < sigma_max does not hold.
     """
-    if not 0 < sigma_min < sigma_max:
-        raise UserError(
-            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
-        )
+    _check_range(sigma_min, sigma_max)
     hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     last = max(steps - 1, 1)  # a single step starts at sigma_max
     return (*(edm((hi + i / last * (lo - hi)) ** rho) for i in range(steps)), CLEAN)
+
+
+def arc(
+    steps: int,
+    schedule: DiscreteVP | None = None,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> Grid:
+    """VP levels (cos θ, sin θ), θ = atan(σ/α) evenly spaced; it ends at sigma_min, not clean.
+
+    Of the levels between sigma_max and sigma_min (values of σ/α, as in `karras`) these form a
+    smooth curve, on which a solver shows its order. Their times are the schedule's, fractional; θ
+    without one.
+    Raises UserError if 0 < sigma_min < sigma_max does not hold, or beyond the schedule's end.
+    """
+    _check_range(sigma_min, sigma_max)
+    start, end = math.atan(sigma_max), math.atan(sigma_min)
+    angles = (start + i / steps * (end - start) for i in range(steps + 1))
+    return tuple(
+        Level(math.cos(a), math.sin(a), schedule.at(math.tan(a)).time if schedule else a)
+        for a in angles
+    )
 
 
 def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
@@ -90,6 +110,13 @@ def _to_the_end(times: Sequence[int], schedule: DiscreteVP, pairing: str) -> Gri
     """The levels of `times`, noisiest first, and the pairing's last level."""
     shift = _shift(pairing)
     return tuple(schedule(k, shift=shift) for k in (*reversed(times), -1))
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise UserError(
+            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
+        )
 
 
 def _shift(pairing: str) -> int:

@@ -7,6 +7,7 @@ between the two ways, a dict of tensors: one state for DDIM, two for the methods
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -26,21 +27,24 @@ Kept = Mapping[str, Tensor]
 
 
 class Inversion(Protocol):
-    """`grid` runs from noise to data for both ways; its last level is that of the clean state."""
+    """`grid` runs from noise to data for both ways; its last level is that of the clean state.
+
+    Both ways start from what was kept, and `encode` also from a clean state alone, [B, …].
+    """
 
     @property
     def amplification(self) -> float:
         """By how much a step of `encode` enlarges an error: 1/γ for BDIA."""
         ...
 
-    def encode(self, model: Denoiser, x: Tensor, grid: Grid) -> Iterator[Kept]:
-        """From a clean state to noise: what is kept after each step, len(grid) − 1 of them."""
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        """From data to noise: what is kept after each step, len(grid) − 1 of them."""
         ...
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
-        """From what the last step of `encode` kept to a clean state, as many steps.
+        """From noise to data, in as many steps.
 
         same=False says that the network, or its condition, is another one than that of `encode`.
         """
@@ -61,7 +65,8 @@ class DDIMInversion:
     def amplification(self) -> float:
         return 1.0
 
-    def encode(self, model: Denoiser, x: Tensor, grid: Grid) -> Iterator[Kept]:
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        x = _kept(x)["z"]
         for s, t in pairwise(grid[::-1]):
             x = transfer(x, model(x, t if self.time == "target" else s).eps, s, t)
             yield {"z": x}
@@ -88,20 +93,23 @@ class BDIAInversion:
     def amplification(self) -> float:
         return 1 / self.gamma if self.gamma else 1.0
 
-    def encode(self, model: Denoiser, x: Tensor, grid: Grid) -> Iterator[Kept]:
-        gamma, past = 1 / self.gamma if self.gamma else 0.0, x
-        for z in multistep(model, x, grid[::-1], rule=self.rule, gamma=gamma):
-            yield {"z": z, "past": past}
-            past = z
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        return self._way(model, _kept(x), grid[::-1], 1 / self.gamma if self.gamma else 0.0)
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
-        past, z = kept["z"], kept["past"]
-        yield {"z": z, "past": past}
-        trail = [Estimate(grid[0], past, torch.zeros_like(past))]  # its noise is not used
-        steps = multistep(model, z, grid[1:], rule=self.rule, gamma=self.gamma, trail=trail)
-        for state in steps:
+        return self._way(model, kept, grid, self.gamma)
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: float) -> Iterator[Kept]:
+        """Along the grid, from its first two states if there are two: they change their roles."""
+        past, trail = kept["z"], []
+        z = past
+        if "past" in kept:
+            trail = [Estimate(grid[0], past, torch.zeros_like(past))]  # its noise is not used
+            z, grid = kept["past"], grid[1:]
+            yield {"z": z, "past": past}
+        for state in multistep(model, z, grid, rule=self.rule, gamma=gamma, trail=trail):
             z, past = state, z
             yield {"z": z, "past": past}
 
@@ -116,8 +124,10 @@ class CoupledInversion:
     def amplification(self) -> float:
         return self.coupling.amplification
 
-    def encode(self, model: Denoiser, x: Tensor, grid: Grid) -> Iterator[Kept]:
-        for z, y in coupled(model, (x, x), grid, self.coupling, undo=True):
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        kept = _kept(x)
+        pair = kept["z"], kept.get("y", kept["z"])
+        for z, y in coupled(model, pair, grid, self.coupling, undo=True):
             yield {"z": z, "y": y}
 
     def decode(
@@ -132,34 +142,44 @@ class FixedPointInversion:
     """BDIA's inversion with every bit: states in fixed point, and a log (docs/fixedpoint.md).
 
     With the network of `encode`, `decode` undoes its log; with another it goes by the same formula
-    and a log of its own.
+    and a log of its own. Raises UserError for a γ that is no short fraction.
     """
 
     gamma: float = 1.0
+
+    def __post_init__(self):
+        fixedpoint.rational(self.gamma)
 
     @property
     def amplification(self) -> float:
         return 1 / self.gamma
 
-    def encode(self, model: Denoiser, x: Tensor, grid: Grid) -> Iterator[Kept]:
-        gamma, log = fixedpoint.rational(self.gamma), fixedpoint.Log()
-        start = fixedpoint.quantise(x)
-        steps = fixedpoint.bdia_ddim(model, start, grid[::-1], gamma=1 / gamma, log=log)
-        for older, newer in steps:
-            yield _as_kept(newer, older, log)
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        return self._way(model, _kept(x), grid[::-1], 1 / fixedpoint.rational(self.gamma))
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
-        pair = kept["past.fixed"], kept["z.fixed"]
         if not same:
-            gamma, log = fixedpoint.rational(self.gamma), fixedpoint.Log()
-            steps = fixedpoint.bdia_ddim(model, pair[::-1], grid, gamma=gamma, log=log)
-        else:
-            log = fixedpoint.Log.from_tensors(kept)
-            steps = ((b, a) for a, b in fixedpoint.undo(model, pair, grid[::-1], log))
-        for older, newer in steps:
+            yield from self._way(model, kept, grid, fixedpoint.rational(self.gamma))
+            return
+        log = fixedpoint.Log.from_tensors(kept)
+        pair = kept["past.fixed"], kept["z.fixed"]
+        for newer, older in fixedpoint.undo(model, pair, grid[::-1], log):
             yield _as_kept(newer, older, log)
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: Fraction) -> Iterator[Kept]:
+        """Along the grid with a new log."""
+        log = fixedpoint.Log()
+        start: Tensor | fixedpoint.Pair = fixedpoint.quantise(kept["z"])
+        if "z.fixed" in kept:
+            start = kept["z.fixed"], kept["past.fixed"]
+        for older, newer in fixedpoint.bdia_ddim(model, start, grid, gamma=gamma, log=log):
+            yield _as_kept(newer, older, log)
+
+
+def _kept(x: Tensor | Kept) -> Kept:
+    return {"z": x} if isinstance(x, Tensor) else x
 
 
 def _as_kept(newer: Tensor, older: Tensor, log: fixedpoint.Log) -> Kept:

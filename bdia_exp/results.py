@@ -69,15 +69,17 @@ def load(path: Path) -> Record | None:
         raise UserError(f"{path} is damaged ({error}): remove it and run again") from None
 
 
-def require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same(
+    path: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    advice: str = "choose another out= or remove that folder",
+) -> None:
     """Refuses to mix two experiments in one folder. Raises UserError naming what differs."""
     new = json.loads(json.dumps(new, default=str))
     differs = sorted(_differences(old, new))
     if differs:
-        raise UserError(
-            f"{path} holds another experiment ({'; '.join(differs[:4])}): choose another out= "
-            "or remove that folder"
-        )
+        raise UserError(f"{path} holds another experiment ({'; '.join(differs[:4])}): {advice}")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

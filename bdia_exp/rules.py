@@ -107,6 +107,8 @@ def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str =
     The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ.
     """
     nodes = tuple(estimate.level.rho for estimate in estimates)
+    if clock == "log_rho" and 0 in nodes:
+        raise UserError("clock=log_rho has no place for a clean level: choose vp_time or rho")
     weights = _mean_weights(nodes, start.level.rho, t.rho, clock)
     return transfer(start.z, _mixed(estimates, weights), start.level, t)
 

@@ -28,7 +28,7 @@ from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.sampling import DEFAULT_IMAGES, SCORED_BY, Job, identity_of, stream
+from bdia_exp.sampling import DEFAULT_IMAGES, SCORED_BY, Job, identity_of, require_gammas, stream
 from bdia_exp.seeds import parse
 
 
@@ -61,13 +61,7 @@ def sample(
     one_of("save", save, ["folder", "zip", "scratch", "none"])
     one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
     one_of("noise_device", noise_device, ["cpu", "cuda"])
-    for key in ("gamma", "gamma1", "gamma2"):
-        gamma = config["sampler"].get(key, 0.0)
-        if not 0 <= gamma <= 1:  # the solvers take more: 1/γ runs them backwards
-            raise UserError(
-                f"sampler.{key}={gamma} must be 0 to 1: 0 is the base method, 1 BDIA of Tables 2 "
-                "and 3"
-            )
+    require_gammas(config["sampler"])
     device = dist.device(device)
     if noise_device == "cuda":
         dist.device("cuda")

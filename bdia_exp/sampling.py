@@ -33,6 +33,19 @@ def identity_of(config: Record, checkpoint_sha256: str) -> Record:
     return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
 
 
+def require_gammas(sampler: Record) -> None:
+    """Raises UserError unless every γ of a sampler's configuration is 0 to 1.
+
+    The solvers take more: 1/γ runs them backwards.
+    """
+    for key in ("gamma", "gamma1", "gamma2"):
+        if not 0 <= sampler.get(key, 0.0) <= 1:
+            raise UserError(
+                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 BDIA of "
+                "Tables 2 and 3"
+            )
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that decides an image but its seed."""

@@ -73,13 +73,13 @@ def runge_kutta(model: Denoiser, now: Estimate, t: Level) -> Tensor:
 def halfway(s: Level, t: Level) -> Level:
     """The level in the middle of two times.
 
-    EDM's time is σ. Of VP levels the middle one has the geometric mean of σ/α; PNDM's code looks
-    its ᾱ up in a table of whole times.
+    EDM's time is σ. Of VP levels the middle one has the geometric mean of σ/α, or half of it before
+    a clean level; PNDM's code looks its ᾱ up in a table of whole times.
     """
     time = (s.time + t.time) / 2
     if s.alpha == t.alpha == 1:
         return Level(1.0, (s.sigma + t.sigma) / 2, time)
-    rho = math.sqrt(s.rho * t.rho)
+    rho = math.sqrt(s.rho * t.rho) or (s.rho + t.rho) / 2
     alpha = 1 / math.hypot(1, rho)
     return Level(alpha, alpha * rho, time)
 

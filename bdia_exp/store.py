@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from bdia_exp.errors import UserError
@@ -124,15 +124,18 @@ def is_image_set(path: Path) -> bool:
 
 
 class ImageSet:
-    """A set of images to be scored: a run's folder, a folder, a zip, or an npz.
+    """A set of images: a run's folder, a folder, a zip, an npz, or a single image.
 
     An npz holds uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array) and may
     hold `labels`. Folders and zips are searched in depth, in the order of the names.
-    Raises UserError if there is nothing to read.
+
+    With `fit`, a shape (C, H, W), every image is cut to its middle, resized (Lanczos) and made grey
+    or coloured where it is not of that shape. Raises UserError if there is nothing to read.
     """
 
-    def __init__(self, source: str | Path):
+    def __init__(self, source: str | Path, fit: tuple[int, int, int] | None = None):
         path = Path(source).expanduser()
+        self.fit = fit
         if (path / "images.zip").exists():
             path = path / "images.zip"
         elif (path / "images").is_dir():
@@ -145,7 +148,9 @@ class ImageSet:
         if not path.exists():
             raise UserError(f"{source} does not exist: give a run, a folder, a zip or an npz")
         try:
-            if path.is_dir():
+            if path.is_file() and path.suffix.lower() in SUFFIXES:
+                self.path, self._names = path.parent, [path.name]
+            elif path.is_dir():
                 self._open_names([str(f.relative_to(path)) for f in path.rglob("*")])
             elif zipfile.is_zipfile(path) and path.suffix != ".npz":
                 self._archive = zipfile.ZipFile(path)
@@ -189,18 +194,26 @@ class ImageSet:
     def read(self, rows: Sequence[int]) -> Tensor:
         """The images at these positions, uint8 [B, C, H, W], all of one size."""
         if self._array is not None:
-            return torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
+            found = torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
+            return torch.stack([self._fitted(image) for image in found]) if self.fit else found
         images = []
         for row in rows:
             name = self._names[row]
             try:
-                images.append(_decode(self._bytes(name)))
+                images.append(self._fitted(_decode(self._bytes(name))))
             except (OSError, SyntaxError, zipfile.BadZipFile) as error:
                 raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
             if images[-1].shape != images[0].shape:
                 size, first = (tuple(i.shape) for i in (images[-1], images[0]))
                 raise UserError(f"{self.path}: {name} is {size}, others are {first}: one size only")
         return torch.stack(images)
+
+    def _fitted(self, image: Tensor) -> Tensor:
+        if self.fit is None or tuple(image.shape) == self.fit:
+            return image
+        channels, height, width = self.fit
+        picture = to_pil(image).convert("L" if channels == 1 else "RGB")
+        return _as_tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
 def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2) -> Image.Image:
@@ -225,7 +238,11 @@ def _decode(data: bytes) -> Tensor:
     with Image.open(io.BytesIO(data)) as picture:
         if picture.mode not in ("L", "RGB"):
             picture = picture.convert("RGB")  # type: ignore[assignment]
-        array = np.array(picture)
+        return _as_tensor(picture)
+
+
+def _as_tensor(picture: Image.Image) -> Tensor:
+    array = np.array(picture)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from omegaconf import OmegaConf
 
 from bdia_exp import experiments, run
-from bdia_exp.cli import CONFIGS, arguments, check, composed, expand, main, options, verb
+from bdia_exp.cli import CONFIGS, SCORING, arguments, check, composed, expand, main, options, verb
 from bdia_exp.errors import UserError
 from tests.samplers import SAMPLERS, STOCHASTIC
 
@@ -34,7 +34,10 @@ def test_help_lists_every_key_and_choice(command):
             assert all(name in shown.output for name in options(group))
 
 
-GIVEN = {"reproduce": ["experiment=demo"], "table": ["experiment=demo"]}
+GIVEN = {
+    "reproduce": ["experiment=demo"],
+    "table": ["experiment=demo"],
+}
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -42,6 +45,7 @@ def test_config_keys_are_the_parameters_of_the_verbs(command):
     config, _ = composed(command, GIVEN.get(command, []))
     keys = {f"{key}_" if key == "class" else key for key in config}
     parameters = set(inspect.signature(verb(command)).parameters)
+    keys -= SCORING - parameters
     assert keys == parameters - {"config", "choices", "compose", "listing"}
 
 
@@ -157,7 +161,7 @@ MISTAKES = {
     "fetch fid_celeba_train.npz": "has to be downloaded by a person",
     "reference": "give images=",
     "reference /nothing/here out=x": "/nothing/here does not exist",
-    "models -p 2": "-p is for sample, evaluate, reference, reproduce, not for models",
+    "models -p 2": "-p is for sample, evaluate, reference, reproduce, sweep, not for models",
     "sample score=true images=99 metrics=fid,kidd save=none": "did you mean 'kid'?",
     "sample score=true images=99 metrics=[fid,3] save=none": "metrics=3 is unknown",
     "sample -p 0": "-p 0: give a number of processes, or gpu",

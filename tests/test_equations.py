@@ -2,18 +2,23 @@
 
 Nothing here uses the package's formulas: only its levels and its toy network. Indices are the
 papers': t_N is the noisy end, t_0 the clean one. docs/EQUATIONS.md lists which is which and where
-the print is wrong.
+the print is wrong. BDIA's sections 2 to 4 and EDM are here, its appendices, and what they build on,
+in test_equations_appendix.py.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from bdia_exp.core import Estimate, Level, transfer
+from bdia_exp.coupling import EDICT
 from bdia_exp.grids import karras
+from bdia_exp.inversion import BDIAInversion, DDIMInversion
 from bdia_exp.models.toy import Gaussian, GaussianMixture
-from bdia_exp.solvers import heun, multistep
+from bdia_exp.rules import leapfrog
+from bdia_exp.solvers import bdia, coupled, edict, heun, multistep
 
 N = 7
 RNG = torch.Generator().manual_seed(3)
@@ -47,6 +52,9 @@ class Paper:
 
     def b(self, i):
         return self.sigma[i - 1] - self.sigma[i] * self.alpha[i - 1] / self.alpha[i]
+
+    def rho(self, i):
+        return self.sigma[i] / self.alpha[i]
 
     def forward(self, j, z):
         """Δ(t_j → t_{j−1} | z_j) [BDIA 21]"""
@@ -157,7 +165,109 @@ def test_bdia_10_ddim_inversion_and_the_reversed_loop(paper):
     same(transfer(below, paper.eps(below, i), *step), eq10)
     same(reversed_loop, inverse(paper.eps(below, i - 1)))
     same(reversed_loop, below + paper.backward(i, below))
+    same(next(DDIMInversion().encode(NETWORK, below, step[::-1]))["z"], eq10)
+    same(next(DDIMInversion("own").encode(NETWORK, below, step[::-1]))["z"], reversed_loop)
     assert (reversed_loop - eq10).abs().max() > 1e-3
+
+
+SMOOTH = Gaussian(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.3, 1.1, 2.0]))
+
+
+def angle(t):
+    return Level(math.cos(t), math.sin(t), t)
+
+
+def test_bdia_8_20_ddim_approximates_the_integral():
+    """One step misses the exact flow by O(h²), the sum (19) of all steps by O(h)."""
+    z = Z_N[:, :3]
+    predict = SMOOTH.denoiser()
+
+    def one_step(h):
+        eps = predict(z, angle(0.9)).eps
+        a = math.cos(0.9 - h) / math.cos(0.9)
+        eq7 = a * z + (math.sin(0.9 - h) - a * math.sin(0.9)) * eps
+        return (SMOOTH.flow(z, angle(0.9), angle(0.9 - h)) - eq7).abs().max()
+
+    def many_steps(steps):
+        grid = [angle(1.3 - i / steps) for i in range(steps + 1)]
+        *_, last = multistep(predict, z, grid)
+        return (SMOOTH.flow(z, grid[0], grid[-1]) - last).abs().max()
+
+    assert math.log2(one_step(0.01) / one_step(0.005)) == pytest.approx(2, abs=0.05)
+    assert math.log2(many_steps(200) / many_steps(400)) == pytest.approx(1, abs=0.05)
+
+
+EDICT_P = [0.5, 0.93, 1.0]
+
+
+def eq11_14(paper, i, z, y, p):
+    z_inter = paper.a(i) * z + paper.b(i) * paper.eps(y, i)
+    y_inter = paper.a(i) * y + paper.b(i) * paper.eps(z_inter, i)
+    z_next = p * z_inter + (1 - p) * y_inter
+    y_next = p * y_inter + (1 - p) * z_next
+    return z_next, y_next
+
+
+def eq15_18(paper, i, z, y, p, *, eq16="y_inter"):
+    """(z_i, y_i) of (z_{i−1}, y_{i−1}); eq16 names what (16) subtracts."""
+    y_inter = (y - (1 - p) * z) / p
+    z_inter = (z - (1 - p) * {"y_inter": y_inter, "y": y}[eq16]) / p
+    y_before = (y_inter - paper.b(i) * paper.eps(z_inter, i)) / paper.a(i)
+    z_before = (z_inter - paper.b(i) * paper.eps(y_before, i)) / paper.a(i)
+    return z_before, y_before
+
+
+def largest(pair, other):
+    return max(float((a - b).abs().max()) for a, b in zip(pair, other, strict=True))
+
+
+@pytest.mark.parametrize("p", EDICT_P)
+def test_bdia_11_14_edict(paper, p):
+    for i in (N, 4, 1):
+        pair = Z_N, Z_N.flip(0)
+        step = EDICT(p).step(NETWORK, pair, paper.level(i), paper.level(i - 1), N - i)
+        same(step, eq11_14(paper, i, *pair, p))
+    pair = Z_N, Z_N
+    for i, z in zip(range(N, 0, -1), edict(NETWORK, Z_N, paper.grid, p=p), strict=True):
+        pair = eq11_14(paper, i, *pair, p)
+        same(z, pair[0], atol=1e-12)
+
+
+def test_edict_may_exchange_the_roles_at_every_other_step(paper):
+    """Steps N − 1, N − 3, … are (11)-(14) with z and y exchanged."""
+    coupling = EDICT(0.93, alternate=True)
+    pairs = [(Z_N, Z_N.flip(0))]
+    for i in range(N, 0, -1):
+        z, y = pairs[-1]
+        odd = (N - i) % 2
+        pairs.append(eq11_14(paper, i, y, z, 0.93)[::-1] if odd else eq11_14(paper, i, z, y, 0.93))
+    same(list(coupled(NETWORK, pairs[0], paper.grid, coupling)), pairs[1:], atol=1e-12)
+    back = list(coupled(NETWORK, pairs[-1], paper.grid, coupling, undo=True))
+    same(back, pairs[-2::-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("p", EDICT_P)
+def test_bdia_15_18_edict_undone(paper, p):
+    for i in (N, 4, 1):
+        step = paper.level(i), paper.level(i - 1), N - i
+        pair = Z_N, Z_N.flip(0)
+        same(EDICT(p).undo(NETWORK, pair, *step), eq15_18(paper, i, *pair, p), atol=1e-12)
+        there = eq11_14(paper, i, *pair, p)
+        same(EDICT(p).undo(NETWORK, there, *step), pair, atol=1e-12)
+
+
+def test_bdia_16_needs_the_intermediate_y(paper):
+    """Its print has the index i − 1; y_{i−1} itself would not undo (13)."""
+    pair = Z_N, Z_N.flip(0)
+    there = eq11_14(paper, 4, *pair, 0.93)
+    assert largest(eq15_18(paper, 4, *there, 0.93), pair) < 1e-12
+    assert largest(eq15_18(paper, 4, *there, 0.93, eq16="y"), pair) > 1e-3
+
+
+def test_bdia_19_sum_of_forward_steps(paper):
+    z = solve(multistep, paper.grid)
+    for i in range(N, 0, -1):
+        same(z[i - 1], z[N] + sum(paper.forward(j, z[j]) for j in range(i, N + 1)))
 
 
 @pytest.mark.parametrize("j", [N, 3, 1])
@@ -168,6 +278,25 @@ def test_bdia_21_23_24_forward_and_backward_steps(paper, j):
     eq24 = Z_N / paper.a(j) - paper.b(j) / paper.a(j) * now.eps - Z_N
     same(paper.backward(j, Z_N), eq24)
     same(now.at(paper.level(j)) - Z_N, eq24)
+
+
+@pytest.mark.parametrize(("phi", "order"), [(0.0, 2), (0.3, 2), (0.5, 3), (1.0, 2)])
+def test_bdia_22_the_plain_mean_of_both_steps_gains_an_order(phi, order):
+    """(22) approximates the integral for every φ; with O(h³) instead of O(h²) at φ = ½."""
+    z = Z_N[:, :3]
+    predict = SMOOTH.denoiser()
+
+    def error(h):
+        s, t = angle(0.9), angle(0.9 - h)
+        a = t.alpha / s.alpha
+        b = t.sigma - s.sigma * t.alpha / s.alpha
+        forward = a * z + b * predict(z, s).eps - z
+        below = z + forward
+        backward = below / a - b / a * predict(below, t).eps - below
+        exact = SMOOTH.flow(z, s, t) - z
+        return (exact - ((1 - phi) * forward - phi * backward)).abs().max()
+
+    assert math.log2(error(0.01) / error(0.005)) == pytest.approx(order, abs=0.05)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -192,6 +321,61 @@ def test_bdia_28_gamma_one(paper):
         same(z[i - 1], z[i + 1] - paper.backward(i + 1, z[i]) + paper.forward(i, z[i]))
 
 
+def integral(paper, z, i, s, t):
+    """Δ(t_s → t_t | z_i, z_{i+1}) [BDIA 29]: d(z/α) = ε̂ dρ, ε̂ the straight line through both."""
+    now, past = paper.eps(z[i], i), paper.eps(z[i + 1], i + 1)
+    tilt = (past - now) / (paper.rho(i + 1) - paper.rho(i))
+    start, end = paper.rho(s) - paper.rho(i), paper.rho(t) - paper.rho(i)
+    moved = z[s] / paper.alpha[s] + now * (end - start) + tilt * (end**2 - start**2) / 2
+    return paper.alpha[t] * moved - z[s]
+
+
+SECOND_ORDER = [(0.0, 0.0), (1.0, 0.0), (0.5, 0.5), (1.0, 0.4), (0.2, 1.0), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize(("gamma1", "gamma2"), SECOND_ORDER)
+def test_bdia_29_second_order(paper, gamma1, gamma2):
+    """The first step is (25); the second has no z_{i+2}, which is what γ₂ = 0 leaves out."""
+    z = solve(bdia, paper.grid, gamma1=gamma1, gamma2=gamma2)
+    same(z[N - 1], z[N] + paper.forward(N, z[N]))
+    i = N - 1
+    same(
+        z[i - 1],
+        z[i + 1]
+        - (1 - gamma1) * (z[i + 1] - z[i])
+        - gamma1 * integral(paper, z, i, i, i + 1)
+        + integral(paper, z, i, i, i - 1),
+    )
+    for i in range(N - 2, 0, -1):
+        eq29 = (
+            z[i + 2]
+            - (1 - gamma2) * (z[i + 2] - z[i + 1])
+            - gamma2 * integral(paper, z, i, i + 1, i + 2)
+            - (1 - gamma1) * (z[i + 1] - z[i])
+            - gamma1 * integral(paper, z, i, i, i + 1)
+            + integral(paper, z, i, i, i - 1)
+        )
+        same(z[i - 1], eq29, atol=1e-12)
+
+
+@pytest.mark.parametrize(("gamma1", "gamma2"), [pair for pair in SECOND_ORDER if pair[1]])
+def test_bdia_29_can_be_solved_for_the_oldest_state(paper, gamma1, gamma2):
+    """Remark 1: both noises are those of known states, so (29) is linear in z_{i+2}."""
+    forth = solve(bdia, paper.grid, gamma1=gamma1, gamma2=gamma2)
+    z = {i: forth[i] for i in (0, 1, 2)}
+    for i in range(1, N - 1):
+        known = (
+            (1 - gamma2) * z[i + 1]
+            - gamma2 * integral(paper, z, i, i + 1, i + 2)
+            - (1 - gamma1) * (z[i + 1] - z[i])
+            - gamma1 * integral(paper, z, i, i, i + 1)
+            + integral(paper, z, i, i, i - 1)
+        )
+        z[i + 2] = (z[i - 1] - known) / gamma2
+    for i in range(N + 1):
+        same(z[i], forth[i], atol=1e-10)
+
+
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_bdia_30_31_proposition_1(paper, gamma):
     """The sum's coefficients are φ of (22): they add to 1 in every time-slot."""
@@ -202,6 +386,7 @@ def test_bdia_30_31_proposition_1(paper, gamma):
             forward = (1 - (-gamma) ** (j - i)) / (1 + gamma)
             backward = (gamma + (-gamma) ** (j - i)) / (1 + gamma)
             assert forward + backward == pytest.approx(1, abs=1e-15)
+            assert -1e-15 < backward <= 1
             closed = closed + forward * paper.forward(j, z[j])
             closed = closed - backward * paper.backward(j, z[j - 1])
         same(z[i], closed)
@@ -230,9 +415,27 @@ def test_bdia_33_inversion(paper, gamma):
         )
         past = Estimate(paper.level(i - 1), z[i - 1], torch.zeros_like(eps))
         step = paper.level(i), paper.level(i + 1)
-        back = next(multistep(NETWORK, z[i], step, gamma=1 / gamma, past=past))
+        back = next(multistep(NETWORK, z[i], step, gamma=1 / gamma, trail=[past]))
         same(back, eq33, atol=1e-12)
         same(back, z[i + 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_bdia_33_from_a_clean_state(paper, gamma):
+    """All the way from z_0: (23) first, for there is no z_{−1} yet, then (33)."""
+    z = {0: Z_N, 1: Z_N + paper.backward(1, Z_N)}
+    ways = BDIAInversion(gamma).encode(NETWORK, Z_N, paper.grid)
+    same(next(ways)["z"], z[1])
+    for i, kept in zip(range(1, N), ways, strict=True):
+        eps = paper.eps(z[i], i)
+        z[i + 1] = (
+            z[i - 1] / gamma
+            - (paper.a(i) * z[i] + paper.b(i) * eps) / gamma
+            + (z[i] / paper.a(i + 1) - paper.b(i + 1) / paper.a(i + 1) * eps)
+        )
+        scale = float(z[i + 1].abs().max())
+        same(kept["z"] / scale, z[i + 1] / scale, atol=1e-12)
+        same(kept["past"] / scale, z[i] / scale, atol=1e-12)
 
 
 def test_bdia_proposition_2_time_symmetry(paper):
@@ -249,7 +452,7 @@ def test_bdia_proposition_2_time_symmetry(paper):
     same(switched_28, eq33)
     past = Estimate(paper.level(i - 1), before, torch.zeros_like(eps))
     step = paper.level(i), paper.level(i + 1)
-    same(next(multistep(NETWORK, now, step, gamma=1.0, past=past)), eq33)
+    same(next(multistep(NETWORK, now, step, gamma=1.0, trail=[past])), eq33)
 
 
 # --- BDIA, section 4, and EDM ---
@@ -327,3 +530,72 @@ def test_bdia_35_36_edm_sampler():
         expected[i - 1] = z
     for i, state in zip(range(N - 1, -1, -1), heun(NETWORK, Z_N * t[N], karras(N)), strict=True):
         same(state, expected[i], atol=1e-12)
+
+
+def test_bdia_34_edm_s_form_of_the_forward_process():
+    """z/α at (α, σ) is a state at (1, σ̃), with the same noise; a DDIM step is (35) there."""
+    for level, below in pairwise(VP):
+        sigma = level.sigma / level.alpha
+        assert level.sigma == pytest.approx(level.alpha * sigma)
+        assert level.rho == pytest.approx(sigma)
+        scaled = Level(1.0, sigma, sigma)
+        same(NETWORK(Z_N, scaled).eps, NETWORK(level.alpha * Z_N, level).eps)
+        eq35 = Z_N + (below.sigma / below.alpha - sigma) * slope(Z_N, sigma)
+        ddim = next(multistep(NETWORK, level.alpha * Z_N, (level, below)))
+        same(ddim / below.alpha, eq35)
+
+
+def test_leapfrog_is_bdia_at_gamma_one_where_alpha_is_one():
+    ours, bdia_1 = solve(multistep, VE, rule=leapfrog), Paper(VE).trajectory(1.0)
+    for i in range(N + 1):
+        same(ours[i], bdia_1[i])
+
+
+def test_leapfrog_on_vp_levels_is_bdia_in_the_coordinates_of_34():
+    """z_i/α_i are the states of BDIA at (1, σ̃_i), and not those of BDIA on the VP levels."""
+    paper = Paper(VP)
+    z = {N: Z_N, N - 1: Z_N + paper.forward(N, Z_N)}
+    for i in range(N - 1, 0, -1):
+        both = paper.rho(i - 1) - paper.rho(i + 1)
+        scaled = z[i + 1] / paper.alpha[i + 1] + both * paper.eps(z[i], i)
+        z[i - 1] = paper.alpha[i - 1] * scaled
+    ours = solve(multistep, VP, rule=leapfrog)
+    scaled_levels = [Level(1.0, level.sigma / level.alpha, level.time) for level in VP]
+    in_34 = [Z_N / VP[0].alpha, *multistep(NETWORK, Z_N / VP[0].alpha, scaled_levels, gamma=1.0)]
+    for i in range(N + 1):
+        same(ours[i], z[i])
+        same(ours[i] / paper.alpha[i], in_34[N - i], atol=1e-12)
+    assert (ours[0] - paper.trajectory(1.0)[0]).abs().max() > 1e-2
+
+
+CHURN = [
+    pytest.param({"S_churn": 2.0}, id="2/N"),
+    pytest.param({"S_churn": 40.0, "S_noise": 1.007}, id="√2−1"),
+    pytest.param({"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}, id="between"),
+]
+
+
+@pytest.mark.parametrize("churn", CHURN)
+def test_edm_algorithm_2(churn):
+    """Line by line, in EDM's order of indices: t_0 is the noisy end."""
+    times = edm_times()
+    t = [times[N - i] for i in range(N + 1)]
+    draws = torch.randn(N, *Z_N.shape, generator=RNG, dtype=torch.float64)
+    fresh = iter(draws)
+    states = heun(NETWORK, Z_N * t[0], karras(N), noise=lambda z: next(fresh), **churn)
+    s_churn, s_noise = churn["S_churn"], churn.get("S_noise", 1.0)
+    s_min, s_max = churn.get("S_min", 0.0), churn.get("S_max", math.inf)
+    x, churned = Z_N * t[0], 0
+    for i, state in zip(range(N), states, strict=True):
+        gamma = min(s_churn / N, math.sqrt(2) - 1) if s_min <= t[i] <= s_max else 0.0
+        churned += gamma > 0
+        eps = s_noise * draws[i]
+        t_hat = t[i] + gamma * t[i]
+        x_hat = x + math.sqrt(t_hat**2 - t[i] ** 2) * eps
+        d = (x_hat - NETWORK(x_hat, Level(1.0, t_hat, t_hat)).x) / t_hat
+        x = x_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            d_prime = (x - NETWORK(x, Level(1.0, t[i + 1], t[i + 1])).x) / t[i + 1]
+            x = x_hat + (t[i + 1] - t_hat) * (0.5 * d + 0.5 * d_prime)
+        same(state, x, atol=1e-11)
+    assert churned == (5 if "S_min" in churn else N)

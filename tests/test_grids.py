@@ -1,12 +1,14 @@
 """Grids: published figures, and what every grid has in common."""
 
+import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from bdia_exp.core import CLEAN
 from bdia_exp.errors import UserError
-from bdia_exp.grids import deis_quad, karras, quad, quad_full, uniform
+from bdia_exp.grids import arc, deis_quad, karras, quad, quad_full, uniform
 from bdia_exp.schedules import linear_vp
 
 VP = linear_vp()
@@ -40,10 +42,29 @@ def test_karras_with_one_step_goes_from_the_noisiest_level_to_the_clean_one():
     assert [level.sigma for level in karras(1)] == pytest.approx([80.0, 0.0])
 
 
+@pytest.mark.parametrize("grid", [karras, arc])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 80.0), (80.0, 0.002), (1.0, 1.0)])
-def test_karras_refuses_a_wrong_range(low, high):
+def test_a_wrong_range_is_refused(grid, low, high):
     with pytest.raises(UserError, match="0 < min < max"):
-        karras(5, sigma_min=low, sigma_max=high)
+        grid(5, sigma_min=low, sigma_max=high)
+
+
+def test_arc_is_evenly_spaced_between_its_ends():
+    grid = arc(7, VP, sigma_min=0.05, sigma_max=20.0)
+    assert len(grid) == 8
+    assert [grid[0].rho, grid[-1].rho] == pytest.approx([20.0, 0.05])
+    angles = [math.atan2(level.sigma, level.alpha) for level in grid]
+    steps = [b - a for a, b in pairwise(angles)]
+    assert steps == pytest.approx([steps[0]] * 7)
+    assert all(level.alpha**2 + level.sigma**2 == pytest.approx(1) for level in grid)
+    own = [VP.at(level.rho).time for level in grid]
+    assert [level.time for level in grid] == pytest.approx(own)
+    assert all(level.time == pytest.approx(math.atan(level.rho)) for level in arc(7))
+
+
+def test_arc_ends_where_the_schedule_does():
+    with pytest.raises(UserError, match=r"grid\.sigma_max="):
+        arc(5, VP, sigma_max=500.0)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 20, 40, 1000])

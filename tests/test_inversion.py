@@ -54,6 +54,15 @@ def test_exact_inversions_return_the_state(grid, name, clean):
     assert error < 1e-11 * inversion.amplification**STEPS
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_a_way_starts_from_what_the_other_kept(name):
+    levels, inversion = vp_arc(STEPS, clean=True), of(EXACT[name])
+    there = last(inversion.encode(MODEL, states(MIXTURE, levels[-1]), levels))
+    back = last(inversion.decode(MODEL, there, levels))
+    again = last(inversion.encode(MODEL, back, levels))
+    assert (again["z"] - there["z"]).abs().max() < 1e-11 * inversion.amplification**STEPS
+
+
 @pytest.mark.parametrize("state", [1.0, 0.9, 0.5])
 @every_grid
 def test_fixed_point_returns_every_bit(grid, state):

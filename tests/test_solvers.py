@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from bdia_exp.core import Counted, Estimate, Grid, Level
+from bdia_exp.core import CLEAN, Counted, Estimate, Grid, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras
-from bdia_exp.solvers import evaluations, grid_for, heun, multistep, pndm
+from bdia_exp.rules import deis
+from bdia_exp.solvers import evaluations, grid_for, halfway, heun, multistep, pndm
 from tests.samplers import (
     GAUSSIAN,
     GRIDS,
@@ -223,3 +224,16 @@ def test_pndm_refuses_what_it_does_not_know(option):
     levels = vp_arc(5)
     with pytest.raises(UserError):
         end(partial(pndm, **option), MODEL, states(MIXTURE, levels[0]), levels)
+
+
+def test_halfway_to_a_clean_level_is_not_clean():
+    middle = halfway(vp_arc(4)[2], CLEAN)
+    assert middle.rho == pytest.approx(vp_arc(4)[2].rho / 2)
+    assert math.hypot(middle.alpha, middle.sigma) == pytest.approx(1)
+
+
+def test_a_logarithmic_clock_refuses_a_clean_level():
+    levels = vp_arc(3, clean=True)[::-1]
+    rule = partial(deis, clock="log_rho")
+    with pytest.raises(UserError, match="choose vp_time or rho"):
+        end(partial(multistep, rule=rule), MODEL, states(MIXTURE, levels[0]), levels)

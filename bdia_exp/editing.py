@@ -1,0 +1,464 @@
+"""The verbs invert, roundtrip and edit: from images to noise, and back.
+
+All three go one way or both through an `Inversion`, batch after batch. What the first way keeps is
+a file, `states.safetensors`, from which another run can go back.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bdia_exp import dist, figures, inversion, results, store
+from bdia_exp.console import one_of, positive, progress, say
+from bdia_exp.core import Counted, Grid, Sampler
+from bdia_exp.errors import UserError
+from bdia_exp.fixedpoint import Log, quantise, value
+from bdia_exp.inversion import STATES, FixedPointInversion, Inversion, Kept
+from bdia_exp.metrics.features import Extractor, label_accuracy
+from bdia_exp.models import Model
+from bdia_exp.results import Record
+from bdia_exp.sampling import require_gammas
+from bdia_exp.solvers import grid_for
+
+IDENTITY = ("model", "sampler", "grid", "nfe", "strength", "state", "ddim_time", "batch", "dtype")
+"""The keys that decide what images are inverted to."""
+
+
+def invert(
+    *,
+    model: Callable[..., Model],
+    sampler: Sampler,
+    grid: Callable[..., Grid],
+    images: str,
+    limit: int | None,
+    class_: int | None,
+    nfe: int,
+    strength: float,
+    state: str,
+    ddim_time: str,
+    batch: int,
+    device: str,
+    dtype: str,
+    out: str | None,
+    strip: int,
+    config: Record,
+    choices: Record,
+) -> Record:
+    """Images to noise: keeps what the way back needs. Returns the record that it wrote."""
+    trip = Trip.prepared(config, choices, "invert", model, sampler, grid)
+    if trip.done:
+        return trip.done
+    there = trip.encode(trip.states)
+    numbers = {"nfe": there.nfe, **trip.about_noise(there)}
+    save_states(trip.root / "states.safetensors", there.kept)
+    noise = _as_pictures(there.last("z"))
+    rows = {"input": trip.images, "noise": noise}
+    return trip.finish(rows, noise, numbers, _noise_sentence(numbers))
+
+
+def roundtrip(
+    *,
+    model: Callable[..., Model],
+    sampler: Sampler,
+    grid: Callable[..., Grid],
+    images: str,
+    limit: int | None,
+    class_: int | None,
+    nfe: int,
+    strength: float,
+    state: str,
+    ddim_time: str,
+    states: str | None,
+    batch: int,
+    device: str,
+    dtype: str,
+    out: str | None,
+    strip: int,
+    config: Record,
+    choices: Record,
+) -> Record:
+    """Images to noise and back, and to noise once more: what comes back, how errors grow.
+
+    Returns the record that it wrote.
+    """
+    trip = Trip.prepared(config, choices, "roundtrip", model, sampler, grid)
+    if trip.done:
+        return trip.done
+    there = trip.encode(trip.states, states)
+    back = trip.decode(there)
+    pictures = trip.decoded(back)
+    numbers = {
+        "nfe": there.nfe,
+        "nfe_back": back.nfe,
+        **trip.about_noise(there),
+        "state_error": _errors(back.last("z"), trip.states),
+        "pixel_error": _errors(pictures, trip.images),
+        "amplification": trip.amplification(there, back),
+    }
+    rows = {
+        "input": trip.images,
+        "reconstruction": pictures,
+        "difference × 4": _difference(pictures, trip.images, 4),
+    }
+    wrong, pixels = numbers["state_error"], numbers["pixel_error"]
+    sentence = (
+        f"{_noise_sentence(numbers)}\nstate error: max {wrong['max']:.2e}, RMS {wrong['rms']:.2e} "
+        f"(pixels are −1 to 1); pixel error: max {pixels['max']:.0f}, RMS {pixels['rms']:.3f} of "
+        f"255\n{_amplification_sentence(numbers['amplification'])}"
+    )
+    return trip.finish(rows, pictures, numbers, sentence)
+
+
+def edit(
+    *,
+    model: Callable[..., Model],
+    sampler: Sampler,
+    grid: Callable[..., Grid],
+    features: Callable[..., Extractor],
+    images: str,
+    limit: int | None,
+    class_: int | None,
+    to: int,
+    nfe: int,
+    strength: float,
+    state: str,
+    ddim_time: str,
+    states: str | None,
+    classify: bool,
+    batch: int,
+    device: str,
+    dtype: str,
+    out: str | None,
+    strip: int,
+    config: Record,
+    choices: Record,
+) -> Record:
+    """Images to noise under their class, and back under another. Returns the record that it wrote.
+
+    The reconstruction, back under their own class, is made too.
+    """
+    trip = Trip.prepared(config, choices, "edit", model, sampler, grid)
+    if trip.done:
+        return trip.done
+    trip.require_class("to", to)
+    there = trip.encode(trip.states, states)
+    back, away = trip.decode(there), trip.decode(there, to)
+    same, pictures = trip.decoded(back), trip.decoded(away)
+    numbers = {
+        "nfe": there.nfe,
+        "nfe_back": away.nfe,
+        **trip.about_noise(there),
+        "pixel_error": _errors(same, trip.images),
+        "edit_distance": _errors(pictures, trip.images),
+    }
+    sentence = (
+        f"{_noise_sentence(numbers)}\nreconstruction: RMS {numbers['pixel_error']['rms']:.3f} of "
+        f"255 from the input; edit: RMS {numbers['edit_distance']['rms']:.1f}"
+    )
+    if classify:
+        numbers["classified_as_to"] = share = _share(features(device=trip.device), pictures, to)
+        sentence += f"\nthe classifier sees class {to} in {100 * share:.1f} % of the edits"
+    rows = {
+        "input": trip.images,
+        "reconstruction": same,
+        f"edit, class {to}": pictures,
+        "difference": _difference(pictures, trip.images, 1),
+    }
+    return trip.finish(rows, pictures, numbers, sentence)
+
+
+@dataclass(frozen=True)
+class Way:
+    """All images, one way: what was kept of each batch, and the network evaluations of one."""
+
+    kept: list[Kept]
+    nfe: int
+
+    def last(self, key: str) -> Tensor:
+        """What all batches kept under a key, [N, …], on the CPU."""
+        return torch.cat([kept[key].cpu() for kept in self.kept])
+
+
+@dataclass
+class Trip:
+    """A run of one of the verbs: what goes where, and how."""
+
+    root: Path
+    device: str
+    model: Model
+    inversion: Inversion
+    grid: Grid
+    config: Record
+    record: Record
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor | None  # int64 [N]
+    states: Tensor  # [N, C, H, W], of the dtype that is asked for
+    done: Record | None
+
+    @classmethod
+    def prepared(cls, config, choices, verb, model, sampler, grid) -> "Trip":
+        """Everything read and checked before anything is computed or written."""
+        positive("batch", config["batch"])
+        positive("strip", config["strip"])
+        if not 0 < config["strength"] <= 1:
+            raise UserError(f"strength={config['strength']} must be more than 0 and at most 1")
+        one_of("dtype", config["dtype"], ["auto", "float32", "float16", "bfloat16"])
+        require_gammas(config["sampler"])
+        device = dist.device(config["device"])
+        way = inversion.of(sampler, state=config["state"], time=config["ddim_time"])
+        net: Model = model(device=device, dtype=config["dtype"])
+        levels = grid_for(sampler, lambda steps: grid(steps, net.schedule), config["nfe"])
+        gone = round(config["strength"] * (len(levels) - 1))
+        if gone < 1:
+            raise UserError(f"strength={config['strength']} leaves no step: choose more")
+        levels = levels[-gone - 1 :]
+
+        found = store.ImageSet(config["images"], fit=net.shape)
+        limit = config["limit"]
+        if limit is not None and not 1 <= limit <= len(found):
+            raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
+        rows = range(limit or len(found))
+        images = found.read(rows)
+        labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
+        if config["class"] is not None:
+            labels = torch.full((len(rows),), config["class"])
+        x = net.encode(images).to(STATES[config["state"]])
+        if config["state"] == "fixed":
+            x = value(quantise(x))  # what comes back is the state in fixed point
+
+        identity = {key: config[key] for key in IDENTITY} | {
+            "checkpoint": net.provenance["sha256"],
+            "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+            "labels": None if labels is None else labels.tolist(),
+        }
+        if verb == "edit":
+            identity |= {"to": config["to"], "classify": config["classify"]}
+        name = f"{verb}-{choices['sampler']}-nfe{config['nfe']}-{results.digest(identity)}"
+        out = config["out"]
+        root = Path(out).expanduser() if out else Path("runs") / choices["model"] / name
+        record: Record = results.provenance() | {
+            "command": verb,
+            "identity": identity,
+            "complete": False,
+            "model": {"name": choices["model"], **net.provenance},
+            "sampler": choices["sampler"],
+            "grid": choices["grid"],
+            "steps": len(levels) - 1,
+            "images": len(rows),
+            "source": str(found.path),
+            "device": dist.device_name(device),
+            "config": config,
+        }
+        trip = cls(root, device, net, way, levels, config, record, images, labels, x, None)
+        if not net.num_classes:
+            trip.labels = None
+        elif labels is None:
+            raise UserError("these images bring no labels: say what they show with class=")
+        for label in sorted(set(trip.labels.tolist() if trip.labels is not None else [])):
+            trip.require_class("class", label)
+        old = results.load(root / "record.json")
+        if old:
+            results.require_same(root, old.get("identity", {}), identity)
+            if old.get("complete"):
+                say(f"{root} is complete: nothing to do")
+                trip.done = old
+        return trip
+
+    def require_class(self, key: str, label: int) -> None:
+        """Raises UserError unless the model has such a class."""
+        if not self.model.num_classes:
+            raise UserError(f"{key}={label}: this model is unconditional")
+        if not 0 <= label < self.model.num_classes:
+            raise UserError(
+                f"{key}={label} is out of range: this model has classes 0 to "
+                f"{self.model.num_classes - 1}"
+            )
+
+    def encode(self, starts: Tensor | Sequence[Kept], source: str | None = None) -> Way:
+        """To noise; or, with a `source`, what a run of `invert` kept of the same way."""
+        if source:
+            return self._kept_by(Path(source).expanduser())
+        if isinstance(starts, Tensor):
+            starts = [{"z": z} for z in starts.split(self.config["batch"])]
+        return self._walk("to noise", self.inversion.encode, starts, self.labels)
+
+    def decode(self, there: Way, to: int | None = None) -> Way:
+        """Back again, under the images' own class or another."""
+        labels = self.labels if to is None else torch.full((len(self.images),), to)
+        same = to is None
+
+        def way(model, kept, grid):
+            return self.inversion.decode(model, kept, grid, same=same)
+
+        return self._walk("back", way, there.kept, labels)
+
+    def _walk(self, name: str, way: Callable, starts: Sequence[Kept], labels) -> Way:
+        size, ends, nfe = self.config["batch"], [], 0
+        with torch.inference_mode(), progress(len(starts) * (len(self.grid) - 1), "steps") as bar:
+            bar.set_description(name)
+            for number, start in enumerate(starts):
+                mine = None if labels is None else labels[number * size : (number + 1) * size]
+                denoiser = Counted(self.model.denoiser(mine))
+                for state in way(denoiser, start, self.grid):
+                    bar.update()
+                    kept = state
+                ends.append(kept)
+                nfe = denoiser.nfe
+                if not kept["z"].isfinite().all():
+                    raise UserError(
+                        f"the way {name} diverged (states are no longer finite): use a "
+                        "sampler.gamma nearer to 1, fewer steps (nfe=) or state=fixed"
+                    )
+        return Way(ends, nfe)
+
+    def _kept_by(self, source: Path) -> Way:
+        old = results.load(source / "record.json") or {}
+        if old.get("command") != "invert" or not old.get("complete"):
+            raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
+        mine = {k: v for k, v in self.record["identity"].items() if k not in ("to", "classify")}
+        results.require_same(source, old["identity"], mine, "invert these images anew")
+        return Way(load_states(source / "states.safetensors", self.device), old["nfe"])
+
+    def decoded(self, way: Way) -> Tensor:
+        """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
+        parts = way.last("z").double().split(self.config["batch"])
+        return torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
+
+    def about_noise(self, there: Way) -> Record:
+        """How far from noise the end of the way is, and how much was kept beside the states."""
+        z, level = there.last("z").double(), self.grid[0]
+        numbers: Record = {
+            "noise": {
+                "rms": float(z.square().mean().sqrt()),
+                "expected_rms": float(
+                    (level.alpha**2 * self.states.square().mean() + level.sigma**2) ** 0.5
+                ),
+            }
+        }
+        if isinstance(self.inversion, FixedPointInversion):
+            logs = [Log.from_tensors(kept) for kept in there.kept]
+            numbers["side_information"] = {
+                "bits_per_element_and_step": [round(bits, 3) for bits in logs[0].bits()],
+                "bits_per_element": max(sum(log.bits()) for log in logs),
+                "wrapped": sum(log.wrapped for log in logs),
+                "clipped": sum(log.clipped for log in logs),
+            }
+        return numbers
+
+    def amplification(self, there: Way, back: Way) -> Record:
+        """How a rounding error grows on the way to noise: gone again from what came back."""
+        each, steps = self.inversion.amplification, len(self.grid) - 1
+        found: Record = {"per_step": each, "predicted": each**steps}
+        if isinstance(self.inversion, inversion.DDIMInversion):
+            return found
+        if isinstance(self.inversion, FixedPointInversion):
+            same = all(
+                torch.equal(a[key], b[key])
+                for a, b in zip(self._again(back), there.kept, strict=True)
+                for key in ("z.fixed", "past.fixed")
+            )
+            return found | {"noise_error": 0.0 if same else None}
+        noise, again = there.last("z"), Way(self._again(back), 0).last("z")
+        unit = torch.finfo(noise.dtype).eps * float(self.states.abs().max())
+        error = _errors(again, noise)
+        return found | {"noise_error": error["max"], "measured": error["max"] / unit}
+
+    def _again(self, back: Way) -> list[Kept]:
+        return self.encode(back.kept).kept
+
+    def finish(self, rows: dict[str, Tensor], pictures: Tensor, numbers: Record, text: str):
+        """Writes images, strip, configuration and record, in this order; says what came out."""
+        folder, indices = store.Folder(self.root), range(len(pictures))
+        folder.remove()  # of a run that was stopped before its record
+        folder.write(indices, pictures)
+        if self.labels is not None:
+            shown = self.config.get("to")
+            labels = self.labels.tolist() if shown is None else [shown] * len(pictures)
+            folder.label(indices, labels)
+        count = min(self.config["strip"], len(pictures))
+        strips = {name: store.contact_sheet(row[:count], count) for name, row in rows.items()}
+        figures.side_by_side(strips, self.root / "strip.png")
+        store.write_text(
+            self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config))
+        )
+        self.record |= {"complete": True, **numbers}
+        results.save(self.root / "record.json", self.record)
+        say(f"{self.root}: {len(pictures)} images, {len(self.grid) - 1} steps\n{text}")
+        return self.record
+
+
+def save_states(path: Path, kept: Iterable[Kept]) -> None:
+    """What was kept of every batch, as one file of tensors named `batch.key`."""
+    flat = {
+        f"{number}.{key}": tensor.contiguous().cpu().clone()
+        for number, one in enumerate(kept)
+        for key, tensor in one.items()
+    }
+    with store.atomic(path) as part:
+        part.write_bytes(save(flat))
+
+
+def load_states(path: Path, device: str) -> list[Kept]:
+    """What `save_states` wrote. Raises UserError if it is not readable."""
+    try:
+        flat = load_file(path, device)
+        batches: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            number, _, key = name.partition(".")
+            batches.setdefault(int(number), {})[key] = tensor
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run `bdia-exp invert` again") from None
+    return [batches[number] for number in sorted(batches)]
+
+
+def _errors(a: Tensor, b: Tensor) -> dict[str, float]:
+    wrong = a.double().cpu() - b.double().cpu()
+    return {"max": float(wrong.abs().max()), "rms": float(wrong.square().mean().sqrt())}
+
+
+def _difference(a: Tensor, b: Tensor, times: int) -> Tensor:
+    return ((a.int() - b.int()).abs() * times).clamp(max=255).byte()
+
+
+def _as_pictures(z: Tensor) -> Tensor:
+    """States of any scale as grey values: ±3 standard deviations from black to white."""
+    return (z.double() / z.double().std().clamp(min=1e-12) * 42.5 + 128).clip(0, 255).byte()
+
+
+def _share(extractor: Extractor, images: Tensor, label: int) -> float:
+    if not extractor.classes:
+        raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
+    accuracy: Any = label_accuracy(extractor.classes)
+    for part in images.split(256):
+        logits = extractor(part).logits
+        assert logits is not None
+        accuracy.update(logits.cpu(), torch.full((len(part),), label))
+    return float(accuracy.compute())
+
+
+def _noise_sentence(numbers: Record) -> str:
+    noise = numbers["noise"]
+    text = f"noise: RMS {noise['rms']:.4g}, of images noised at random {noise['expected_rms']:.4g}"
+    if side := numbers.get("side_information"):
+        text += f"; side information: {side['bits_per_element']:.3g} bits an element"
+        if side["wrapped"] or side["clipped"]:
+            text += f", {side['wrapped'] + side['clipped']} numbers left the range"
+    return text
+
+
+def _amplification_sentence(found: Record) -> str:
+    text = f"an error grows on the way to noise by {found['predicted']:.3g} as predicted"
+    if "measured" in found:
+        text += f", by {found['measured']:.3g} as measured"
+    elif "noise_error" in found:
+        exact = found["noise_error"] == 0
+        text += "; the same bits came back at both ends" if exact else "; NOT the same bits"
+    return text

@@ -1,0 +1,136 @@
+"""One table of all samplers, and one sheet of edits, from the studies in a folder.
+
+    python scripts/studies.py results/studies
+
+`make studies` runs the studies themselves. The table joins FID and label accuracy (`reproduce
+samplers`), orders (`convergence`) and round trips (`exactness`) by the samplers' configurations.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bdia_exp import figures, store
+from bdia_exp.errors import UserError
+
+EDITS = {
+    "DDIM": "ddim",
+    "EDICT p=0.93": "edict",
+    "BDIA-DDIM γ=1": "bdia-1",
+    "BDIA-DDIM γ=0.96": "bdia-0.96",
+    "BDIA-DDIM γ=0.92": "bdia-0.92",
+}
+
+
+def load(path: Path) -> Any:
+    if not path.exists():
+        raise UserError(f"{path} is missing: `make studies` runs all of them")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sampler_of(record: dict) -> str:
+    """What joins the studies: a sampler's configuration, as text."""
+    return json.dumps(record["config"]["sampler"], sort_keys=True)
+
+
+def samplers_table(root: Path) -> str:
+    """Every sampler: FID and label accuracy at each NFE, order, error of a round trip."""
+    drawn = load(root / "samplers" / "tables.json")
+    records = {
+        (record["score"]["fid"], record["nfe"]): record
+        for file in (root / "samplers" / "cells").glob("*/record.json")
+        if "score" in (record := load(file))
+    }
+    orders = {
+        json.dumps(row["config"], sort_keys=True): row["order"]
+        for problem in load(root / "convergence" / "convergence.json")["problems"]
+        if problem["name"] == "gaussian"
+        for row in problem["rows"]
+    }
+    exact = load(root / "exactness" / "exactness.json")
+    steps = exact["config"]["steps"][-1]
+    trips: dict[str, list[str]] = {}
+    for problem in exact["problems"]:
+        for row in problem["rows"]:
+            named = (problem["name"], row["start"], row["state"])
+            if named == ("fashion_mini", "image", "float64"):
+                trips.setdefault(sampler_of(row), []).append(f"{row['rms'][-1]:.0e}")
+    images = sorted({cell["images"] for table in drawn["tables"] for cell in table["cells"]})
+    lines = [
+        "# All samplers on the bundled model",
+        "",
+        f"{' or '.join(map(str, images))} images a cell, the same seeds in every cell; **FID** in "
+        "the bundled classifier's features, not comparable with Inception FID; in brackets the "
+        "share of images with the label asked for. **Order** as `convergence` measured it on a "
+        "Gaussian, where it could. **Round trip**: RMS error of image → noise → image in float64, "
+        f"{steps} steps, relative to the image's RMS; of DDIM with both of its inversions.",
+    ]
+    for table in drawn["tables"]:
+        cells = {(cell["row"], cell["column"]): cell for cell in table["cells"]}
+        lines += [
+            "",
+            f"## {table['title']}",
+            "",
+            "| sampler | "
+            + " | ".join(f"NFE {column}" for column in table["columns"])
+            + " | order | round trip |",
+            "|---|" + "--:|" * (len(table["columns"]) + 2),
+        ]
+        for row in table["rows"]:
+            found = [cells.get((row, column)) for column in table["columns"]]
+            texts = [
+                f"{cell['fid']:.3f} ({100 * cell['label_accuracy']:.0f} %)" if cell else "–"
+                for cell in found
+            ]
+            first = next((cell for cell in found if cell), None)
+            key = sampler_of(records[first["fid"], first["nfe"]]) if first else ""
+            order = orders.get(key)
+            texts += ["–" if order is None else f"{order:.1f}", ", ".join(trips.get(key, ["–"]))]
+            lines.append(f"| {row} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def edit_sheet(root: Path) -> None:
+    """The input above, then each method's edits, from the strips that `edit` left."""
+    rows: dict[str, Path | Image.Image] = {}
+    text = []
+    for name, folder in EDITS.items():
+        record = load(root / "edits" / folder / "record.json")
+        images = store.ImageSet(root / "edits" / folder).read(range(record["images"]))
+        if not rows:
+            source = store.ImageSet(root / "edits" / "input").read(range(record["images"]))
+            rows["input"] = store.contact_sheet(source, len(source))
+        rows[name] = store.contact_sheet(images, len(images))
+        text.append(
+            f"| {name} | {record['pixel_error']['rms']:.3f} | {record['edit_distance']['rms']:.1f} "
+            f"| {record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f}) "
+            f"| {100 * record['classified_as_to']:.0f} % | {record['nfe'] + record['nfe_back']} |"
+        )
+    figures.side_by_side(rows, root / "edits" / "sheet.png")
+    head = (
+        "# Edits into another class\n\n![Edits](sheet.png)\n\n"
+        "RMS of pixels, of 255: the reconstruction from the input, and the edit from it. Noise: RMS"
+        " of the inverted images, and what images noised at random have. Seen: the share of edits "
+        "that the bundled classifier calls by the new class.\n\n"
+        "| method | reconstruction | edit | noise | seen | evaluations |\n|---|--:|--:|--:|--:|--:|"
+    )
+    store.write_text(root / "edits" / "edits.md", "\n".join([head, *text]) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path, help="the folder that `make studies` fills")
+    root = parser.parse_args().root
+    try:
+        store.write_text(root / "samplers.md", samplers_table(root))
+        edit_sheet(root)
+    except UserError as error:
+        parser.exit(1, f"Error: {error}\n")
+    print(f"written to {root}: samplers.md, edits/edits.md, edits/sheet.png")
+
+
+if __name__ == "__main__":
+    main()

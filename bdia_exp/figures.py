@@ -104,7 +104,7 @@ def convergence(drawn: Mapping[str, Any], path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     figure.suptitle(
         f"Error of samplers, solved from σ/α = {config['sigma_max']:g} to "
-        f"{config['sigma_min']:g}, z/α compared. Grey: below the noise floor of the reference.",
+        f"{config['sigma_min']:g}, z/α compared.\nGrey: below the noise floor of the reference.",
         fontsize=10,
     )
     _save(figure, path)
@@ -223,7 +223,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
 def _slopes(panel: Any, at: float) -> None:
     """How steep the orders 1, 2 and 4 are, in the lower left corner."""
     low, high = panel.get_ylim()
-    start = min(low * 200, high)
+    start = min(low * 30, high)
     for power in (1, 2, 4):
         end = start / 2**power
         panel.plot([at, 2 * at], [start, end], color="0.5", linewidth=1)

@@ -19,6 +19,7 @@ from bdia_exp import run
 from bdia_exp.cli import arguments, expand
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
+from bdia_exp.store import ImageSet
 
 QUICK = ["nfe=3", "device=cpu", "batch=16"]
 
@@ -38,6 +39,19 @@ def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     sample(root, "images=40")
     return root
+
+
+def test_a_stochastic_sampler_draws_from_the_seeds_of_its_images(tmp_path):
+    """Its noise, too, is of the seed alone: not of the batch, nor of the images beside it."""
+    churn = ("sampler=edm_churn", "nfe=5", "save=zip")
+    sample(tmp_path / "whole", "images=5", *churn)
+    sample(tmp_path / "parts", "images=5", *churn, "batch=2")
+    sample(tmp_path / "one", "seeds=3", *churn)
+    whole, parts, one = (ImageSet(tmp_path / name) for name in ("whole", "parts", "one"))
+    assert torch.equal(whole.read(range(5)), parts.read(range(5)))
+    assert torch.equal(whole.read([3]), one.read([0]))
+    sample(tmp_path / "calm", "images=5", *churn, "sampler.S_churn=0.0")
+    assert not torch.equal(whole.read(range(5)), ImageSet(tmp_path / "calm").read(range(5)))
 
 
 def test_record_says_what_was_run(whole):

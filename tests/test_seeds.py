@@ -35,3 +35,12 @@ def test_draws_do_not_depend_on_the_batch():
     whole = Generators(range(6)).randn((3, 2, 2))
     parts = [Generators([k]).randn((3, 2, 2)) for k in range(6)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+def test_more_noise_is_of_the_dtype_that_is_asked_for_and_of_the_seed():
+    z = torch.zeros(3, 2, 2, dtype=torch.float64)
+    whole = Generators(range(3)).randn_like(z)
+    assert whole.dtype == torch.float64
+    for k in range(3):
+        rng = torch.Generator().manual_seed(k)
+        assert torch.equal(whole[k], torch.randn(2, 2, generator=rng, dtype=torch.float64))

@@ -1,0 +1,41 @@
+"""Every sampler of configs/sampler runs on both families of networks, on the grid that it brings."""
+
+import pytest
+import torch
+
+from bdia_exp.cli import arguments, options
+from bdia_exp.models.pndm import DDIM, DDIMUNet
+from bdia_exp.sampling import Job
+from bdia_exp.schedules import linear_vp
+from bdia_exp.solvers import evaluations
+
+TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "image_size": 8, "attn_resolutions": [4]}
+
+
+def tiny_ddim(device: str, dtype: str) -> DDIM:
+    """A network of PNDM's kind with random weights."""
+    torch.manual_seed(0)
+    net = DDIMUNet(**TINY, in_channels=3, out_ch=3).eval().requires_grad_(False)
+    return DDIM(net, linear_vp(), {"sha256": "none"})
+
+
+@pytest.mark.parametrize("family", ["edm", "ddim"])
+@pytest.mark.parametrize("name", options("sampler"))
+def test_a_sampler_runs_on_every_model(name, family):
+    given = arguments("sample", [f"sampler={name}"])
+    model = given["model"] if family == "edm" else tiny_ddim
+    cost = evaluations(given["sampler"], given["grid"](2, linear_vp()))
+    job = Job.build(
+        model=model,
+        sampler=given["sampler"],
+        grid=given["grid"],
+        nfe=cost,
+        label=None,
+        device="cpu",
+        dtype="auto",
+        noise_device="cpu",
+    )
+    made = job.sample([0, 1], lambda: None)
+    assert made.nfe == cost
+    assert made.images.shape == (2, *job.model.shape)
+    assert made.images.float().std() > 1

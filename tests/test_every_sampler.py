@@ -1,4 +1,4 @@
-"""Every sampler of configs/sampler runs on both families of networks, on the grid that it brings."""
+"""Every sampler of configs/sampler runs on both families of networks, on its own grid."""
 
 import pytest
 import torch

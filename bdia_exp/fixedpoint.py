@@ -138,7 +138,7 @@ class Log:
 
         A step from the image to noise takes digits back where there are any: below 0.
         """
-        after = [*(step.bound for step in self.steps[1:]), self.bound]
+        after = [*(step.bound for step in self.steps), self.bound][1:]
         return [
             math.log2(bound)
             - (0 if step.fills else math.log2(step.bound))

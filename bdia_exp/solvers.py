@@ -169,6 +169,10 @@ def heun(
     on levels with α ≠ 1.
     """
     _check_gamma(gamma)
+    if not (S_churn >= 0 and S_noise >= 0):
+        raise UserError(
+            f"sampler.S_churn={S_churn} and sampler.S_noise={S_noise} must be 0 or more"
+        )
     if S_churn and gamma:
         raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
     if S_churn and any(level.alpha != 1 for level in grid):

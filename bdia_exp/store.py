@@ -146,7 +146,9 @@ class ImageSet:
         self._archive: zipfile.ZipFile | None = None
         self._names: list[str] = []
         if not path.exists():
-            raise UserError(f"{source} does not exist: give a run, a folder, a zip or an npz")
+            raise UserError(
+                f"{source} does not exist: give a run, a folder, a zip, an npz or an image"
+            )
         try:
             if path.is_file() and path.suffix.lower() in SUFFIXES:
                 self.path, self._names = path.parent, [path.name]
@@ -157,7 +159,7 @@ class ImageSet:
                 self._open_names(self._archive.namelist())
             else:
                 self._open_npz()
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, ValueError, TypeError, KeyError, EOFError) as error:
             raise UserError(f"{path} cannot be read as images: {error}") from None
         if not len(self):
             raise UserError(f"{path} holds no images")
@@ -200,7 +202,7 @@ class ImageSet:
         for row in rows:
             name = self._names[row]
             try:
-                images.append(self._fitted(_decode(self._bytes(name))))
+                images.append(self._fitted(_decode(self._bytes(name), upright=bool(self.fit))))
             except (OSError, SyntaxError, zipfile.BadZipFile) as error:
                 raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
             if images[-1].shape != images[0].shape:
@@ -234,8 +236,13 @@ def save_image(path: Path, picture: Image.Image) -> None:
         picture.save(part, format="png")
 
 
-def _decode(data: bytes) -> Tensor:
+def _decode(data: bytes, *, upright: bool = False) -> Tensor:
+    """An image file as uint8 [C, H, W]; with `upright`, turned as its camera says."""
     with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise OSError("more than 8 bits a channel: convert it first")
+        if upright:
+            picture = ImageOps.exif_transpose(picture)  # type: ignore[assignment]
         if picture.mode not in ("L", "RGB"):
             picture = picture.convert("RGB")  # type: ignore[assignment]
         return _as_tensor(picture)

@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from PIL import Image
 
-from bdia_exp import figures, store
+from bdia_exp import experiments, figures, store
+from bdia_exp.cli import CONFIGS
 from bdia_exp.errors import UserError
 
 EDITS = {
@@ -31,21 +33,28 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def key_of(config: dict, levels: str) -> str:
+    """What joins the studies: a sampler's configuration and the kind of its levels, as text."""
+    return json.dumps([config, levels], sort_keys=True)
+
+
 def sampler_of(record: dict) -> str:
-    """What joins the studies: a sampler's configuration, as text."""
-    return json.dumps(record["config"]["sampler"], sort_keys=True)
+    """The key of a record that has the configurations of sampler and grid."""
+    on_edm = record["config"]["grid"]["_target_"].endswith(".karras")
+    return key_of(record["config"]["sampler"], "edm" if on_edm else "arc")
 
 
 def samplers_table(root: Path) -> str:
     """Every sampler: FID and label accuracy at each NFE, order, error of a round trip."""
     drawn = load(root / "samplers" / "tables.json")
-    records = {
-        (record["score"]["fid"], record["nfe"]): record
-        for file in (root / "samplers" / "cells").glob("*/record.json")
-        if "score" in (record := load(file))
+    experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/samplers.yaml"))
+    keys = {
+        (cell.table, cell.row): sampler_of(found[0])
+        for cell in experiments.cells_of(experiment, root / "samplers")
+        if (found := cell.records())
     }
     orders = {
-        json.dumps(row["config"], sort_keys=True): row["order"]
+        key_of(row["config"], row["levels"]): row["order"]
         for problem in load(root / "convergence" / "convergence.json")["problems"]
         if problem["name"] == "gaussian"
         for row in problem["rows"]
@@ -85,8 +94,7 @@ def samplers_table(root: Path) -> str:
                 f"{cell['fid']:.3f} ({100 * cell['label_accuracy']:.0f} %)" if cell else "–"
                 for cell in found
             ]
-            first = next((cell for cell in found if cell), None)
-            key = sampler_of(records[first["fid"], first["nfe"]]) if first else ""
+            key = keys.get((table["name"], row), "")
             order = orders.get(key)
             texts += ["–" if order is None else f"{order:.1f}", ", ".join(trips.get(key, ["–"]))]
             lines.append(f"| {row} | " + " | ".join(texts) + " |")

@@ -134,6 +134,7 @@ MISTAKES = {
     "sample sampler.refine=litteral": "did you mean 'literal'?",
     "sample sampler=bdia2 sampler.gamma2=1.5": "sampler.gamma2=1.5 must be 0 to 1",
     "sample sampler=edm_churn grid=quad nfe=5": "choose grid=karras",
+    "sample sampler=edm_churn sampler.S_churn=-5.0": "must be 0 or more",
     "sample sampler=edm_churn sampler.S_churm=1": "did you mean 'sampler.S_churn'?",
     "sample sampler=deis_tab sampler.rule.order=5": "order=5 must be 1, 2, 3 or 4",
     "sample sampler=deis_tab sampler.rule.order=two": "sampler.rule.order=two must be int",

@@ -57,12 +57,15 @@ def publish(root: Path, name: str, drawn: Record, text: str, draw: Draw) -> None
 # -- keys ----------------------------------------------------------------------------------------
 
 
-def entries(key: str, given: Any, group: str) -> dict[str, list[str]]:
+def entries(
+    key: str, given: Any, group: str, *, within: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
     """From names of configs/`group` to overrides by label.
 
     An entry is a name ("ddim"), a name with overrides ("bdia_ddim sampler.gamma=0.5"), or
     {label: [overrides]}, as the rows of an experiment are.
-    Raises UserError if there is none.
+    Overrides may be of the group's keys, and of the groups `within`. Raises UserError if there is
+    no entry, and for another override.
     """
     found: dict[str, list[str]] = {}
     for entry in _list(given):
@@ -72,13 +75,20 @@ def entries(key: str, given: Any, group: str) -> dict[str, list[str]]:
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
         raise UserError(f"give {key}=: names that {group}= may have, with commas between them")
+    for label, words in found.items():
+        for word in words:
+            if word.partition("=")[0].lstrip("+~").partition(".")[0] not in (group, *within):
+                raise UserError(f"{key}: {word!r} of {label!r} cannot be changed, only {group}.…=")
     return found
 
 
 def whole_numbers(key: str, given: Any) -> list[int]:
     """Raises UserError unless they are whole numbers from 1 on."""
-    found = numbers(key, given)
-    if any(number < 1 or number != int(number) for number in found):
+    try:
+        found = numbers(key, given)
+    except UserError:
+        found = []
+    if not found or any(number < 1 or number != int(number) for number in found):
         raise UserError(f"{key}={_text(given)} must be whole numbers, 1 or more, such as [8,16,32]")
     return [int(number) for number in found]
 

@@ -67,7 +67,7 @@ def exactness(
     positive("count", count)
     wanted = sorted(whole_numbers("steps", steps))
     device = dist.device(device)
-    states = states.split(",") if isinstance(states, str) else states
+    states = [*dict.fromkeys(states.split(",") if isinstance(states, str) else states)]
     if not states:
         raise UserError(f"give states=: any of {', '.join(inversion.STATES)}")
     for state in states:
@@ -105,7 +105,7 @@ def _methods(
         if not 0 < gamma <= 1:
             raise UserError(f"gammas={gamma:g} must be above 0 and at most 1 to be undone")
     rows = {f"bdia_ddim γ={g:g}": ["sampler=bdia_ddim", f"sampler.gamma={g}"] for g in gammas}
-    rows |= entries("samplers", samplers, "sampler") if samplers else {}
+    rows |= entries("samplers", samplers, "sampler", within=("grid",)) if samplers else {}
     found = []
     for label, overrides in rows.items():
         arguments = compose(overrides)
@@ -211,9 +211,10 @@ def _markdown(study: Record) -> str:
         f"RMS error over all elements of {study['config']['count']} states after a round trip of "
         "N steps each way, relative to the RMS of the state where it began. Predicted: the machine "
         "epsilon of the state, enlarged at every step by what undoing a step enlarges an error by "
-        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted). Latent: RMS of "
-        "the state at the turn. Side: bits of side information an element and step, in fixed "
-        "point; outside: numbers that left its range, which cost side information and no "
+        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted): a scale, no "
+        "bound, for the network has a part, too, and turns a rounding into one of its float32. "
+        "Latent: RMS of the state at the turn. Side: bits of side information an element and step, "
+        "in fixed point; outside: numbers that left its range, which cost side information and no "
         "exactness. An error of 0 means every bit.",
         "![Error of round trips](exactness.png)",
     ]

@@ -112,9 +112,6 @@ class _Chosen(NamedTuple):
 
 def _sampler(label: str, overrides: list[str], compose: Compose) -> _Chosen:
     """A sampler and the levels that it is studied on: EDM's if its own grid is."""
-    for word in overrides:
-        if word.partition("=")[0].lstrip("+~").partition(".")[0] not in ("sampler", "grid"):
-            raise UserError(f"samplers: {word!r} of {label!r} cannot be changed, only sampler.…=")
     arguments = compose(overrides)
     config = arguments["config"]["sampler"]
     if config.get("S_churn"):

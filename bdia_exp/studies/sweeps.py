@@ -42,7 +42,9 @@ def sweep(
     notes = []
     chosen_models = entries("models", models, "model")
     for model, of_model in chosen_models.items():
-        for sampler, of_sampler in entries("samplers", samplers, "sampler").items():
+        for sampler, of_sampler in entries(
+            "samplers", samplers, "sampler", within=("grid",)
+        ).items():
             common = [*of_model, *of_sampler]
             spent = {nfe: affordable(nfe, common, compose) for nfe in wanted}
             name = sampler if len(chosen_models) == 1 else f"{model}, {sampler}"

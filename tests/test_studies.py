@@ -239,7 +239,7 @@ MISTAKES = {
     "convergence samplers='ddim sampler.gama=1'": "did you mean 'sampler.gamma'?",
     "convergence problems=gausian samplers=ddim": "neither one of gaussian, mixture nor a model",
     "convergence steps=0": "steps=0 must be whole numbers, 1 or more",
-    "convergence steps=8,many": "steps=8,many must be numbers",
+    "convergence steps=8,many": "steps=8,many must be whole numbers",
     "convergence steps=2.5": "steps=2.5 must be whole numbers",
     "convergence count=0": "count=0 must be 1 or more",
     "convergence sigma_min=100": "0 < min < max",

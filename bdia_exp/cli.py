@@ -218,8 +218,8 @@ def verb(command: str) -> Callable:
     return next(getattr(module, command) for module in modules if hasattr(module, command))
 
 
-def call(command: str, overrides: list[str]) -> None:
-    """Composes, builds, checks and runs."""
+def call(command: str, overrides: list[str]) -> Any:
+    """Composes, builds, checks and runs; what the verb returns."""
     function = verb(command)
     asked = inspect.signature(function).parameters
     extra: dict[str, Any] = {}
@@ -231,7 +231,7 @@ def call(command: str, overrides: list[str]) -> None:
     for key in SCORING - asked.keys():
         given.pop(key, None)
     check(function, given)
-    function(**given)
+    return function(**given)
 
 
 def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.fixedpoint import Log, quantise, value
 from bdia_exp.inversion import STATES, FixedPointInversion, Inversion, Kept
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.models import Model
+from bdia_exp.models import Model, require_class
 from bdia_exp.results import Record
 from bdia_exp.sampling import require_gammas
 from bdia_exp.solvers import grid_for
@@ -153,7 +153,7 @@ def edit(
     trip = Trip.prepared(config, choices, "edit", model, sampler, grid)
     if trip.done:
         return trip.done
-    trip.require_class("to", to)
+    require_class(trip.model, "to", to)
     extractor = features(device=trip.device) if classify else None
     if extractor and extractor.classes != trip.model.num_classes:
         raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
@@ -230,10 +230,7 @@ class Trip:
         levels = levels[-gone - 1 :]
 
         found = store.ImageSet(config["images"], fit=net.shape)
-        limit = config["limit"]
-        if limit is not None and not 1 <= limit <= len(found):
-            raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
-        rows = range(limit or len(found))
+        rows = found.first(config["limit"])
         images = found.read(rows)
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
         if config["class"] is not None:
@@ -271,11 +268,11 @@ class Trip:
         if not net.num_classes:
             trip.labels = None
             if config["class"] is not None:
-                trip.require_class("class", config["class"])
+                require_class(net, "class", config["class"])
         elif labels is None:
             raise UserError("these images bring no labels: say what they show with class=")
         for label in sorted(set(trip.labels.tolist() if trip.labels is not None else [])):
-            trip.require_class("class", label)
+            require_class(net, "class", label)
         old = results.load(root / "record.json")
         if not old and root.is_dir() and any(root.iterdir()):
             raise UserError(f"{root} holds other files: choose another out=, or an empty folder")
@@ -286,19 +283,6 @@ class Trip:
                 say(f"{root} is complete: nothing to do")
                 trip.done = old
         return trip
-
-    def require_class(self, key: str, label: int) -> None:
-        """Raises UserError unless the model has such a class."""
-        if not self.model.num_classes:
-            raise UserError(
-                f"{key}={label}: this model is unconditional; leave class= out, and edit with a "
-                "model that has classes"
-            )
-        if not 0 <= label < self.model.num_classes:
-            raise UserError(
-                f"{key}={label} is out of range: this model has classes 0 to "
-                f"{self.model.num_classes - 1}"
-            )
 
     def to_noise(self, source: str | None = None) -> Way:
         """All images inverted; or, with a `source`, what a run of `invert` kept of them.

@@ -26,9 +26,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
                 panel.plot(*zip(*points, strict=True), marker="o", label=row)
         panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
         panel.set_title(table["title"], fontsize=10)
-        panel.xaxis.set_major_locator(FixedLocator(sorted({c["nfe"] for c in table["cells"]})))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(ScalarFormatter())
+        _ticks(panel, sorted({c["nfe"] for c in table["cells"]}))
         fids = [cell["fid"] for cell in table["cells"]]
         if max(fids) > 2 * min(fids):
             panel.set_yscale("log")
@@ -38,8 +36,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
         panel.legend()
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
     figure.supxlabel("; ".join(notes), fontsize=8)
-    with atomic(path) as part:
-        figure.savefig(part, format="png", dpi=120)
+    _save(figure, path)
 
 
 def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:

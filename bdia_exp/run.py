@@ -180,7 +180,8 @@ def evaluate(
     """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
     positive("batch", batch)
     device = dist.device(device)
-    found, count = _image_set(images, limit)
+    found = store.ImageSet(images)
+    count = len(found.first(limit))
     dist.start(device)
     extractor = features(device=device)
     scorer = _scorer(extractor, reference, metrics, batch)
@@ -217,7 +218,8 @@ def reference(
     """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
     positive("batch", batch)
     device = dist.device(device)
-    found, count = _image_set(images, limit)
+    found = store.ImageSet(images)
+    count = len(found.first(limit))
     dist.start(device)
     extractor = features(device=device)
     require_enough(count, extractor.dim)
@@ -232,14 +234,6 @@ def reference(
         say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
     dist.barrier()
     return statistics
-
-
-def _image_set(images: str, limit: int | None) -> tuple[store.ImageSet, int]:
-    """A set of images, and how many of its first ones are wanted."""
-    found = store.ImageSet(images)
-    if limit is not None and not 1 <= limit <= len(found):
-        raise UserError(f"limit={limit} must be 1 to {len(found)}, the images in {found.path}")
-    return found, limit or len(found)
 
 
 def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bdia_exp import dist, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
-from bdia_exp.models import Model
+from bdia_exp.models import Model, require_class
 from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import grid_for
@@ -60,13 +60,8 @@ class Job:
     def build(cls, *, model, sampler, grid, nfe, label, device, dtype, noise_device) -> "Job":
         """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
         loaded: Model = model(device=device, dtype=dtype)
-        if label is not None and not loaded.num_classes:
-            raise UserError(f"class={label}: this model is unconditional; leave class= out")
-        if label is not None and not 0 <= label < loaded.num_classes:
-            raise UserError(
-                f"class={label} is out of range: this model has classes 0 to "
-                f"{loaded.num_classes - 1}"
-            )
+        if label is not None:
+            require_class(loaded, "class", label)
         levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), nfe)
         return cls(loaded, sampler, levels, label, noise_device)
 

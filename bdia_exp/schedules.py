@@ -61,8 +61,7 @@ class DiscreteVP:
         else:
             low, high = self.rhos[after - 1], self.rhos[after]
             time = after - 1 + math.log(rho / low) / math.log(high / low)
-        alpha = 1 / math.hypot(1, rho)
-        return Level(alpha, alpha * rho, time)
+        return vp(rho, time)
 
 
 def linear_vp(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> DiscreteVP:
@@ -78,6 +77,12 @@ def linear_vp_time(rho: float, beta_min: float = 0.1, beta_max: float = 20.0) ->
     """
     slope = beta_max - beta_min
     return (math.sqrt(beta_min**2 + 2 * slope * math.log1p(rho**2)) - beta_min) / slope
+
+
+def vp(rho: float, time: float) -> Level:
+    """The variance-preserving level (α² + σ² = 1) with σ/α = rho."""
+    alpha = 1 / math.hypot(1, rho)
+    return Level(alpha, alpha * rho, time)
 
 
 def edm(sigma: float) -> Level:

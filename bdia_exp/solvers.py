@@ -19,7 +19,7 @@ from bdia_exp.core import Counted, Denoiser, Estimate, Grid, Level, Rule, Sample
 from bdia_exp.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.rules import along, ddim, latest, plms
-from bdia_exp.schedules import edm
+from bdia_exp.schedules import edm, vp
 
 # -- one evaluation a step -----------------------------------------------------------------------
 
@@ -80,8 +80,7 @@ def halfway(s: Level, t: Level) -> Level:
     if s.alpha == t.alpha == 1:
         return Level(1.0, (s.sigma + t.sigma) / 2, time)
     rho = math.sqrt(s.rho * t.rho) or (s.rho + t.rho) / 2
-    alpha = 1 / math.hypot(1, rho)
-    return Level(alpha, alpha * rho, time)
+    return vp(rho, time)
 
 
 STARTS = {"heun": (improved_euler, 1), "rk4": (runge_kutta, 3)}

@@ -185,6 +185,12 @@ class ImageSet:
                 if len(self.labels) != len(array):
                     raise ValueError(f"{len(array)} images and {len(self.labels)} labels")
 
+    def first(self, limit: int | None) -> range:
+        """The positions of the first `limit` images, or of all. Raises UserError for too many."""
+        if limit is not None and not 1 <= limit <= len(self):
+            raise UserError(f"limit={limit} must be 1 to {len(self)}, the images in {self.path}")
+        return range(limit or len(self))
+
     def __len__(self) -> int:
         return len(self._names) if self._array is None else len(self._array)
 

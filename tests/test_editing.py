@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from bdia_exp.cli import arguments, expand, main, verb
+from bdia_exp.cli import call, expand, main
 from bdia_exp.errors import UserError
 from bdia_exp.results import Record
 from bdia_exp.store import ImageSet
@@ -19,11 +19,7 @@ QUICK = ("nfe=4", "device=cpu", "sampler.gamma=0.9")
 
 def do(command: str, *words: str) -> Record:
     (overrides,) = expand(command, words, multirun=False)
-    given = arguments(command, overrides, described=True)
-    function = verb(command)
-    for key in {"features", "reference"} - function.__annotations__.keys():
-        given.pop(key, None)
-    return function(**given)
+    return call(command, overrides)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bdia_exp import figures, studies
-from bdia_exp.cli import arguments, expand, main, options
+from bdia_exp.cli import arguments, call, expand, main, options
 from bdia_exp.errors import UserError
 from bdia_exp.studies import cells, orders
 
@@ -20,8 +20,7 @@ TOY = ["device=cpu", "count=4"]
 
 def run(command: str, out: Path, *words: str) -> dict:
     (overrides,) = expand(command, (*words, f"out={out}"), multirun=False)
-    given = arguments(command, overrides)
-    return getattr(studies, command)(**given, compose=compose)
+    return call(command, overrides)
 
 
 def compose(overrides: list[str]) -> dict:

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from bdia_exp.core import Denoiser, Level
+from bdia_exp.errors import UserError
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
@@ -43,6 +44,19 @@ class Model(Protocol):
 def parameter_count(net: nn.Module) -> int:
     """Trainable numbers in the network (buffers not counted)."""
     return sum(p.numel() for p in net.parameters())
+
+
+def require_class(model: Model, key: str, label: int) -> None:
+    """Raises UserError, naming the key that gave the label, unless the model has such a class."""
+    if not model.num_classes:
+        raise UserError(
+            f"{key}={label}: this model is unconditional; leave {key}= out, or choose a model "
+            "that has classes"
+        )
+    if not 0 <= label < model.num_classes:
+        raise UserError(
+            f"{key}={label} is out of range: this model has classes 0 to {model.num_classes - 1}"
+        )
 
 
 def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:

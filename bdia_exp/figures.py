@@ -17,13 +17,16 @@ from bdia_exp.store import atomic, save_image
 def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
     """FID against NFE, one panel a table, one line a row; logarithmic where FIDs differ twofold."""
     tables = [table for table in drawn["tables"] if table["cells"]]
-    figure = Figure(figsize=(5.5 * len(tables), 4.2), layout="constrained")
+    most = max(len(table["rows"]) for table in tables)
+    below = most > 6  # a long legend would hide the lines
+    size = (5.5 * len(tables), 4.2 + 0.1 * most * below)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)
     for panel, table in zip(panels[0], tables, strict=True):
-        for row in table["rows"]:
+        for number, row in enumerate(table["rows"]):
             points = sorted((c["nfe"], c["fid"]) for c in table["cells"] if c["row"] == row)
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", label=row)
+                panel.plot(*zip(*points, strict=True), label=row, **style(number))
         panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
         panel.set_title(table["title"], fontsize=10)
         _ticks(panel, sorted({c["nfe"] for c in table["cells"]}))
@@ -33,7 +36,8 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
             panel.yaxis.set_minor_formatter(_some)
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.grid(alpha=0.3, which="both")
-        panel.legend()
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "fontsize": 7}
+        panel.legend(**place if below else {})
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
     figure.supxlabel("; ".join(notes), fontsize=8)
     _save(figure, path)

@@ -291,7 +291,7 @@ def test_a_label_for_an_unconditional_model_is_refused(tmp_path):
     save_file(EDMPrecond(**network).state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "net.json").write_text(json.dumps({"network": network}))
     words = ["model=edm", f"model.checkpoint={tmp_path / 'net.safetensors'}", "images=1"]
-    with pytest.raises(UserError, match="class=3: this model is unconditional; leave class= out"):
+    with pytest.raises(UserError, match="class=3: this model has no classes; leave class= out"):
         sample(tmp_path / "run", *words, "class=3")
     assert sample(tmp_path / "run", *words)["complete"]
 

@@ -1,7 +1,8 @@
 """Models: what a family of checkpoints must say of itself, and what the families share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -12,13 +13,32 @@ from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
 
+@dataclass(frozen=True)
+class Text:
+    """What the images of a batch are to show, for a model of text to image."""
+
+    prompts: Sequence[str]
+    guidance: float = 1.0
+    """How far beyond the prompt's own estimate, seen from that of the empty prompt (1: not)."""
+    control: Tensor | None = None
+    """uint8 [1 or B, 3, H, W] in pixels: what a ControlNet is shown, edges or depth."""
+
+
+Condition = Tensor | Text | None
+"""Class labels, int64 [B]; or texts; or nothing."""
+
+
 class Model(Protocol):
     """A pretrained network with its schedule, its starting noise and its way to images."""
 
     shape: tuple[int, int, int]
     """Channels, height and width of a state."""
     num_classes: int
-    """0 for an unconditional model."""
+    """0 for a model without classes."""
+    takes_text: bool
+    """Whether its condition is a `Text`."""
+    networks: Mapping[str, nn.Module]
+    """What it computes with, by name."""
     schedule: DiscreteVP
     """What the discrete grids (uniform, quad, …) are cut from."""
     provenance: Mapping[str, object]
@@ -28,8 +48,8 @@ class Model(Protocol):
         """The initial state at `level`: float64 [B, C, H, W]."""
         ...
 
-    def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """The network with class labels, int64 [B] or None, bound to it."""
+    def denoiser(self, condition: Condition) -> Denoiser:
+        """The network with the condition of a batch bound to it. None: whatever is possible."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
@@ -50,8 +70,8 @@ def require_class(model: Model, key: str, label: int) -> None:
     """Raises UserError, naming the key that gave the label, unless the model has such a class."""
     if not model.num_classes:
         raise UserError(
-            f"{key}={label}: this model is unconditional; leave {key}= out, or choose a model "
-            "that has classes"
+            f"{key}={label}: this model has no classes; leave {key}= out, or choose a model "
+            "that has them"
         )
     if not 0 <= label < model.num_classes:
         raise UserError(
@@ -66,3 +86,16 @@ def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -
     """
     scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
     return rng.randn(shape).double() * scale
+
+
+def at_vp_level(level: Level, schedule: DiscreteVP) -> Level:
+    """The level at which a network that knows discrete VP times is asked about `level`.
+
+    VP levels and the clean one are themselves. EDM's (1, σ, σ) is the VP level of the same σ/α,
+    with a fractional time (`DiscreteVP.at`).
+
+    Raises UserError if σ lies beyond the schedule's last time.
+    """
+    if level.alpha < 1 or level.sigma == 0:
+        return level
+    return schedule.at(level.sigma)

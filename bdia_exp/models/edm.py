@@ -12,7 +12,7 @@ from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.models import parameter_count, starting_noise
+from bdia_exp.models import Condition, parameter_count, starting_noise
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
@@ -97,8 +97,11 @@ class EDM:
     `schedule` is only what the discrete grids are cut from; no VP times enter the network.
     """
 
+    takes_text = False
+
     def __init__(self, net: EDMPrecond, schedule: DiscreteVP, provenance: Mapping[str, object]):
         self.net, self.schedule, self.provenance = net, schedule, provenance
+        self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
         self.num_classes = net.label_dim
         self.device = next(net.parameters()).device
@@ -106,10 +109,10 @@ class EDM:
     def start(self, rng: Generators, level: Level) -> Tensor:
         return starting_noise(rng, self.shape, level).to(self.device)
 
-    def denoiser(self, labels: Tensor | None) -> Denoiser:
+    def denoiser(self, condition: Condition) -> Denoiser:
         onehot = None
-        if labels is not None:
-            onehot = one_hot(labels.to(self.device), self.num_classes).float()
+        if isinstance(condition, Tensor):
+            onehot = one_hot(condition.to(self.device), self.num_classes).float()
 
         def denoise(z: Tensor, level: Level) -> Estimate:
             sigma = level.sigma / level.alpha or SIGMA_AT_CLEAN

@@ -13,7 +13,7 @@ from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.models import parameter_count, starting_noise
+from bdia_exp.models import Condition, at_vp_level, parameter_count, starting_noise
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 
@@ -196,33 +196,22 @@ class DDIMUNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x))).float()
 
 
-def at_vp_level(level: Level, schedule: DiscreteVP) -> Level:
-    """The level at which a network that knows discrete VP times is asked about `level`.
-
-    VP levels and the clean one are themselves. EDM's (1, σ, σ) is the VP level of the same σ/α,
-    with a fractional time (`DiscreteVP.at`).
-
-    Raises UserError if σ lies beyond the schedule's last time.
-    """
-    if level.alpha < 1 or level.sigma == 0:
-        return level
-    return schedule.at(level.sigma)
-
-
 class DDIM:
     """A `DDIMUNet` as a `Model`. It serves its own VP levels, and EDM's (`at_vp_level`)."""
 
     num_classes = 0
+    takes_text = False
 
     def __init__(self, net: DDIMUNet, schedule: DiscreteVP, provenance: Mapping[str, object]):
         self.net, self.schedule, self.provenance = net, schedule, provenance
+        self.networks = {"U-Net": net}
         self.shape = (net.in_channels, net.image_size, net.image_size)
         self.device = next(net.parameters()).device
 
     def start(self, rng: Generators, level: Level) -> Tensor:
         return starting_noise(rng, self.shape, level).to(self.device)
 
-    def denoiser(self, labels: Tensor | None) -> Denoiser:
+    def denoiser(self, condition: Condition) -> Denoiser:
         def denoise(z: Tensor, level: Level) -> Estimate:
             known = at_vp_level(level, self.schedule)
             x = z * (known.alpha / level.alpha)

@@ -21,8 +21,8 @@ from bdia_exp.checkpoints import read
 from bdia_exp.core import CLEAN, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras, quad, uniform
-from bdia_exp.models import edm, parameter_count
-from bdia_exp.models.pndm import DDIM, DDIMUNet, at_vp_level, by_our_names, load
+from bdia_exp.models import at_vp_level, edm, parameter_count
+from bdia_exp.models.pndm import DDIM, DDIMUNet, by_our_names, load
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.schedules import edm as edm_level
 from bdia_exp.seeds import Generators

@@ -8,6 +8,9 @@ model's discrete schedule; `karras` needs none, and `arc` only for times.
 * `ddim`: ᾱ_k, and the last level is clean, (1, 0), as in the DDIM paper's code;
 * `pndm`: ᾱ_{k+1}, and the last level is ᾱ_0, as in the code that published the checkpoints of
   BDIA's Table 2.
+
+`final` says where a grid of Stable Diffusion's times ends: `first` at ᾱ_0, as its own code and
+diffusers' set_alpha_to_one=False have it, `clean` at (1, 0).
 """
 
 import math
@@ -94,6 +97,68 @@ def deis_quad(
     times = [0, *_squares(1.0, top, steps)] if last_step else _squares(0.0, top, steps + 1)
     shift = _shift(pairing)
     return tuple(schedule(k, shift=shift) for k in reversed(times))
+
+
+def leading(steps: int, schedule: DiscreteVP, *, offset: int = 1, final: str = "first") -> Grid:
+    """Times i⌊T/N⌋ + offset, i = 0 … N−1, then the last level: Stable Diffusion's own spacing.
+
+    1, 101, …, 901 for N = 10. diffusers calls it "leading"; offset=0 is what EDICT's code has.
+    """
+    jump = _jump(steps, schedule, offset)
+    return _to_the_final([i * jump + offset for i in range(steps)], schedule, final)
+
+
+def trailing(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
+    """Times round(T − iT/N) − 1, i = 0 … N−1, then the last level: diffusers' "trailing"."""
+    _jump(steps, schedule)
+    ratio = len(schedule) / steps
+    times = [round(len(schedule) - i * ratio) - 1 for i in range(steps)]
+    return _to_the_final(times[::-1], schedule, final)
+
+
+def linspace(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
+    """Times round(i (T−1)/(N−1)), i = 0 … N−1, then the last level: diffusers' "linspace".
+
+    The last step, from time 0, goes nowhere with final=first.
+    """
+    _jump(steps, schedule)
+    ratio = (len(schedule) - 1) / max(steps - 1, 1)
+    times = [round(i * ratio) for i in range(steps)] if steps > 1 else [len(schedule) - 1]
+    return _to_the_final(times, schedule, final)
+
+
+def time_uniform(steps: int, schedule: DiscreteVP, *, whole: bool = False) -> Grid:
+    """N + 1 times evenly spaced from T − 1 to 0, where the grid ends: DPM-Solver's spacing.
+
+    Times are fractional as in Stable Diffusion's own DPM-Solver; whole=true rounds them, as
+    diffusers' DPM-Solver with "linspace" and final_sigmas_type="sigma_min" does.
+    """
+    last = len(schedule) - 1
+    _jump(steps, schedule)
+    times = [last - i * last / steps for i in range(steps + 1)]
+    return tuple(schedule.between(float(round(k)) if whole else k) for k in times)
+
+
+FINALS = ("first", "clean")
+
+
+def _to_the_final(times: Sequence[int], schedule: DiscreteVP, final: str) -> Grid:
+    """The levels of rising `times`, noisiest first, and the last level that `final` names."""
+    if final not in FINALS:
+        raise UserError(f"grid.final={final!r} is unknown{nearest(final, FINALS)}")
+    end = CLEAN if final == "clean" else schedule(0)
+    return (*(schedule(k) for k in reversed(times)), end)
+
+
+def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:
+    """⌊T/N⌋. Raises UserError if so many steps leave no place between the times."""
+    jump = len(schedule) // steps
+    if not 0 <= offset < max(jump, 1) or jump < 1:
+        raise UserError(
+            f"{steps} steps with an offset of {offset} do not fit into {len(schedule)} times: use "
+            "fewer steps"
+        )
+    return jump
 
 
 def _squares(low: float, high: float, count: int) -> list[int]:

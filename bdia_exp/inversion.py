@@ -211,7 +211,7 @@ def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inv
     function: Callable = sampler.func if isinstance(sampler, partial) else sampler
     given: dict[str, Any] = dict(sampler.keywords) if isinstance(sampler, partial) else {}
     found: Inversion | None = None
-    if function is multistep and not given.get("final"):
+    if function is multistep and not given.get("final") and given.get("refine") != "hat":
         rule, gamma = given.get("rule", ddim), given.get("gamma", 0.0)
         if rule is ddim:
             found = BDIAInversion(gamma) if gamma else DDIMInversion(time)

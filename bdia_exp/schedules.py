@@ -38,6 +38,18 @@ class DiscreteVP:
         abar = self.abar[k + shift]
         return Level(abar**0.5, (1 - abar) ** 0.5, float(max(k, 0)))
 
+    def between(self, time: float) -> Level:
+        """The level at a time that need not be whole, log α linear between the table's own.
+
+        That is how DPM-Solver reads a discrete schedule. Raises UserError outside the table.
+        """
+        if not 0 <= time <= len(self) - 1:
+            raise UserError(f"the schedule has times 0 to {len(self) - 1}, this grid needs {time}")
+        before = min(int(time), len(self) - 2)
+        low, high = self.abar[before : before + 2]
+        abar = low * (high / low) ** (time - before)
+        return Level(abar**0.5, (1 - abar) ** 0.5, time)
+
     @cached_property
     def rhos(self) -> list[float]:
         """σ/α at every time."""
@@ -68,6 +80,14 @@ def linear_vp(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 100
     """DDPM's schedule, β linear in k. β is rounded to float32 as DDIM and PNDM do it."""
     betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64).float()
     return DiscreteVP((1 - betas.double()).cumprod(0).tolist())
+
+
+def scaled_linear_vp(
+    beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
+) -> DiscreteVP:
+    """Stable Diffusion's schedule, √β linear in k; diffusers calls it "scaled_linear"."""
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64)
+    return DiscreteVP((1 - roots**2).cumprod(0).tolist())
 
 
 def linear_vp_time(rho: float, beta_min: float = 0.1, beta_max: float = 20.0) -> float:

@@ -31,6 +31,7 @@ def multistep(
     *,
     rule: Rule = ddim,
     gamma: float = 0.0,
+    refine: str = "literal",
     final: Rule | None = None,
     trail: Sequence[Estimate] = (),
 ) -> Iterator[Tensor]:
@@ -41,17 +42,24 @@ def multistep(
     evaluations to go on from: a trajectory is restarted from its last two states. BDIA uses the
     level and the state of the past only; its noise estimate matters to rules that look back.
 
-    `final` is the rule of the last step, where another one is wanted (DPM-Solver's
+    `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
+    z_{i+1} + γ times its own error term, which the public code carried on before October 2023; it
+    has no inverse. `final` is the rule of the last step, where another one is wanted (DPM-Solver's
     "lower_order_final"). Raises UserError for a negative γ.
     """
     _check_gamma(gamma)
+    _check_refine(refine)
     trail, steps = [*trail], len(trail) + len(grid) - 1
+    past = trail[-1] if trail else None
     for s, t in pairwise(grid):
-        trail.append(model(z, s))
+        now = model(z, s)
+        trail.append(now)
         z = (final if final and len(trail) == steps else rule)(trail, t)
-        if gamma and len(trail) > 1:
-            past, now = trail[-2:]
-            z = z + gamma * (past.z - now.at(past.level))
+        refined = now.z
+        if gamma and past:
+            term = gamma * (past.z - now.at(past.level))
+            z, refined = z + term, refined + term
+        past = now._replace(z=refined) if refine == "hat" else now
         yield z
 
 
@@ -176,10 +184,7 @@ def heun(
         raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
     if S_churn and any(level.alpha != 1 for level in grid):
         raise UserError("sampler.S_churn needs the levels of EDM: choose grid=karras")
-    if refine not in ("literal", "hat"):
-        raise UserError(
-            f"sampler.refine={refine!r} is unknown{nearest(refine, ['literal', 'hat'])}"
-        )
+    _check_refine(refine)
     most = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
     past: Estimate | None = None
     for s, t in pairwise(grid):
@@ -202,6 +207,13 @@ def heun(
 def _average(start: Estimate, other: Estimate, s: Level, t: Level) -> Tensor:
     """From start's state at s to t along the mean of the two noise estimates."""
     return transfer(start.z, (start.eps + other.eps) / 2, s, t)
+
+
+def _check_refine(refine: str) -> None:
+    if refine not in ("literal", "hat"):
+        raise UserError(
+            f"sampler.refine={refine!r} is unknown{nearest(refine, ['literal', 'hat'])}"
+        )
 
 
 def _check_gamma(gamma: float) -> None:

@@ -92,6 +92,7 @@ SAMPLERS = [
     _single("euler", order=1),  # what DDIM is on EDM's levels
     _single("bdia_ddim_1", order=2, gamma=1.0),
     _single("bdia_ddim_half", order=1, gamma=0.5),
+    _single("bdia_ddim_half_hat", order=2, gamma=0.5, refine="hat"),
     _single("leapfrog", order=2, rule=leapfrog),
     _single("dpmpp_2m", order=2, rule=dpmpp, final=ddim),
     _single("dpmpp_2m_to_the_end", order=2, rule=dpmpp),

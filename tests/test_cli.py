@@ -241,6 +241,7 @@ def test_completion_offers_choices_and_keys():
 
     assert complete("sample", "sampler=bdia_d") == [
         "sampler=bdia_ddim",
+        "sampler=bdia_ddim_hat",
         "sampler=bdia_deis",
         "sampler=bdia_dpmpp_2m",
     ]

@@ -315,6 +315,17 @@ def test_bdia_25_26_27_definition_1(paper, gamma):
         same(z[i - 1], eq26)
 
 
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 1.0])
+def test_the_public_code_once_carried_the_refined_past(paper, gamma):
+    """Its first form, with γ for its 0.5: x_last becomes x_last − (1−γ)(x_last − x) − γ Δ, ẑ_i."""
+    z = solve(multistep, paper.grid, gamma=gamma, refine="hat")
+    last = z[N]
+    for i in range(N - 1, 0, -1):
+        refined = last - (1 - gamma) * (last - z[i]) - gamma * paper.backward(i + 1, z[i])
+        same(z[i - 1], refined + paper.forward(i, z[i]))
+        last = refined
+
+
 def test_bdia_28_gamma_one(paper):
     z = solve(multistep, paper.grid, gamma=1.0)
     for i in range(N - 1, 0, -1):

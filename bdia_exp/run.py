@@ -28,7 +28,15 @@ from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.sampling import DEFAULT_IMAGES, SCORED_BY, Job, identity_of, require_gammas, stream
+from bdia_exp.sampling import (
+    DEFAULT_IMAGES,
+    SCORED_BY,
+    Job,
+    Places,
+    identity_of,
+    require_gammas,
+    stream,
+)
 from bdia_exp.seeds import parse
 
 
@@ -42,6 +50,11 @@ def sample(
     images: int | None,
     seeds: str | int | None,
     class_: int | None,
+    prompt: str | None,
+    prompts: str | None,
+    prompts_seed: int | None,
+    guidance: float,
+    control: str | None,
     batch: int,
     device: str,
     dtype: str,
@@ -58,7 +71,7 @@ def sample(
     """Generates images, and scores them if asked. Returns the record that it wrote."""
     wanted = _seeds(images, seeds)
     positive("batch", batch)
-    one_of("save", save, ["folder", "zip", "scratch", "none"])
+    one_of("save", save, ["folder", "zip", "scratch", "none", "latents"])
     one_of("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
     one_of("noise_device", noise_device, ["cpu", "cuda"])
     require_gammas(config["sampler"])
@@ -66,16 +79,8 @@ def sample(
     if noise_device == "cuda":
         dist.device("cuda")
     dist.start(device)
-    job = Job.build(
-        model=model,
-        sampler=sampler,
-        grid=grid,
-        nfe=nfe,
-        label=class_,
-        device=device,
-        dtype=dtype,
-        noise_device=noise_device,
-    )
+    job = Job.build(model=model, sampler=sampler, grid=grid, device=device, config=config)
+    about_text = job.texts.provenance if job.texts else {}
     scorer = None
     if score:
         scorer = _scorer(features(device=device), reference, metrics, batch)
@@ -87,6 +92,7 @@ def sample(
     old = dist.broadcast(results.load(root / "record.json") or {} if dist.rank() == 0 else {})
     if old:
         results.require_same(root, old.get("identity", {}), identity)
+        results.require_same(root, {key: old.get(key) for key in about_text}, about_text)
     asked = ("save", "score", *SCORED_BY) if score else ("save",)
     if old.get("complete") and all(old["config"].get(key) == config[key] for key in asked):
         say(f"{root} is complete: nothing to do")
@@ -105,29 +111,35 @@ def sample(
         "save": save,
         "processes": dist.world(),
         "device": dist.device_name(device),
+        **about_text,
         "config": config,
     }
     if dist.rank() == 0:
         store.write_text(root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        if job.texts:
+            job.texts.prompts.write(root / "prompts.csv", wanted)
         results.save(root / "record.json", record)
     dist.barrier()
 
     batches = [wanted[i : i + batch] for i in range(0, len(wanted), batch)]
-    folder = store.Folder(root) if save != "none" else None
+    places = Places.of(root, save, decode=save != "latents" or scorer is not None)
+    folder = places.images
     shown: dict[int, Tensor] = {}  # the contact sheet's images, by seed
     labels: dict[int, int] = {}
     sampled, began = 0, time.perf_counter()
     with progress(len(wanted), "img") as bar:
-        for made in stream(job, batches, folder, bar):
+        for made in stream(job, batches, places, bar):
             if made.nfe is not None:
                 sampled += len(made.seeds)
                 if record["nfe"] is None and dist.rank() == 0:
                     record["nfe"] = made.nfe
                     results.save(root / "record.json", record)
-            if scorer:
-                scorer.update(made.images, made.labels, made.seeds)
             if made.labels is not None:
                 labels |= dict(zip(made.seeds, made.labels.tolist(), strict=True))
+            if made.images is None:
+                continue
+            if scorer:
+                scorer.update(made.images, made.labels, made.seeds)
             for seed, image in zip(made.seeds, made.images, strict=True):
                 if len(shown) < sheet:
                     shown[seed] = image
@@ -154,8 +166,9 @@ def sample(
         if folder and save == "scratch":
             folder.remove()
         results.save(root / "record.json", record)
+        each = " (each of two rows: guidance)" if record.get("rows_per_evaluation") == 2 else ""
         say(
-            f"{root}: {len(wanted)} images, nfe {record['nfe']}, "
+            f"{root}: {len(wanted)} images, nfe {record['nfe']}{each}, "
             f"{record['images_per_second']:.1f} images/s"
         )
         if scorer:

@@ -1,19 +1,24 @@
 """From seeds to images: a job, and the stream of batches that a rank makes of it."""
 
+import hashlib
 import inspect
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import dist, store
+from bdia_exp import dist, prompts, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
-from bdia_exp.models import Model, require_class
+from bdia_exp.models import Condition, Model, Text, require_class
+from bdia_exp.prompts import Prompts
 from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import grid_for
@@ -21,6 +26,8 @@ from bdia_exp.solvers import grid_for
 DEFAULT_IMAGES = 64
 IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
+TEXT_IDENTITY = ("prompt", "prompts", "prompts_seed", "guidance", "control")
+"""Those that do so for a model of text to image, beside them."""
 SCORED_BY = ("reference", "features", "metrics")
 """The keys that decide, beside the images, what their score is."""
 
@@ -29,7 +36,8 @@ def identity_of(config: Record, checkpoint_sha256: str) -> Record:
     """What decides the images of a run of `sample`, in the form that a record keeps."""
     seeds, images = config["seeds"], config["images"]
     wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
-    chosen = {key: config[key] for key in IDENTITY}
+    texts = config.get("prompt") is not None or config.get("prompts") is not None
+    chosen = {key: config[key] for key in (*IDENTITY, *(TEXT_IDENTITY if texts else ()))}
     return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
 
 
@@ -47,6 +55,64 @@ def require_gammas(sampler: Record) -> None:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What a text-to-image run is asked for, and how strongly."""
+
+    prompts: Prompts
+    guidance: float
+    control: Tensor | None = None  # uint8 [1, 3, H, W]
+
+    @classmethod
+    def of(cls, model: Model, config: Record) -> "Texts | None":
+        """What a configuration asks a model for; None if it takes no text.
+
+        Raises UserError if the two do not go together.
+        """
+        text, source = config["prompt"], config["prompts"]
+        if not model.takes_text:
+            for key in ("prompt", "prompts", "control"):
+                if config[key] is not None:
+                    raise UserError(f"{key}=: this model takes no text; leave {key}= out")
+            return None
+        if (text is None) == (source is None):
+            raise UserError(
+                'give prompt="what the images show", or prompts=FILE with a caption for each, not '
+                "both"
+                if text is not None
+                else "neither"
+            )
+        if not config["guidance"] >= 0:
+            raise UserError(f"guidance={config['guidance']} must be 0 or more; 1 is no guidance")
+        chosen = prompts.read(source, config["prompts_seed"]) if source else prompts.of_text(text)
+        return cls(chosen, config["guidance"], control_image(model, config["control"]))
+
+    def __call__(self, seeds: Sequence[int]) -> Text:
+        """The condition of the images of these seeds."""
+        return Text([self.prompts(seed) for seed in seeds], self.guidance, self.control)
+
+    @property
+    def provenance(self) -> Record:
+        """What goes into a record."""
+        control = None
+        if self.control is not None:
+            control = hashlib.sha256(self.control.numpy().tobytes()).hexdigest()
+        rows = 1 if self.guidance == 1 else 2
+        return {
+            "prompts": dict(self.prompts.provenance),
+            "guidance": self.guidance,
+            "control_pixels": control,
+            "rows_per_evaluation": rows,
+        }
+
+
+def control_image(model: Model, source: str | None) -> Tensor | None:
+    """What a ControlNet is shown, uint8 [1, 3, H, W], cut and resized to the model's images."""
+    if source is None:
+        return None
+    return store.ImageSet(source, fit=model.image_shape).read([0])
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that decides an image but its seed."""
 
@@ -54,16 +120,19 @@ class Job:
     sampler: Sampler
     grid: Grid
     label: int | None
+    texts: Texts | None
     noise_device: str
 
     @classmethod
-    def build(cls, *, model, sampler, grid, nfe, label, device, dtype, noise_device) -> "Job":
+    def build(cls, *, model, sampler, grid, device: str, config: Record) -> "Job":
         """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
-        loaded: Model = model(device=device, dtype=dtype)
+        loaded: Model = model(device=device, dtype=config["dtype"])
+        label = config["class"]
         if label is not None:
             require_class(loaded, "class", label)
-        levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), nfe)
-        return cls(loaded, sampler, levels, label, noise_device)
+        levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), config["nfe"])
+        texts = Texts.of(loaded, config)
+        return cls(loaded, sampler, levels, label, texts, config["noise_device"])
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The noise and the labels of these seeds, drawn in EDM's order."""
@@ -77,13 +146,14 @@ class Job:
         return z, labels if self.label is None else torch.full_like(labels, self.label)
 
     def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
-        """The images of these seeds, and the network evaluations that each of them took.
+        """The end states of these seeds, and the network evaluations that each of them took.
 
         `step` is called after every step of the sampler.
         """
         rng = Generators(seeds, self.noise_device)
         z, labels = self._draw(rng)
-        denoiser = Counted(self.model.denoiser(labels))
+        condition: Condition = self.texts(seeds) if self.texts else labels
+        denoiser = Counted(self.model.denoiser(condition))
         sampler: Callable[..., Iterator[Tensor]] = self.sampler
         if "noise" in inspect.signature(sampler).parameters:
             sampler = partial(sampler, noise=rng.randn_like)  # of these seeds, after their start
@@ -96,37 +166,85 @@ class Job:
                 "the sampler diverged (states are no longer finite): use more nfe= or a smaller "
                 "sampler.gamma="
             )
-        return Batch(seeds, self.model.decode(z).cpu(), labels, denoiser.nfe)
+        return Batch(seeds, z, labels, denoiser.nfe)
 
 
 @dataclass(frozen=True)
 class Batch:
     seeds: Sequence[int]
-    images: Tensor  # uint8 [B, C, H, W]
+    states: Tensor | None  # [B, C, h, w]; None: the images were on the disk
     labels: Tensor | None  # int64 [B]
-    nfe: int | None  # None: read from the disk
+    nfe: int | None  # None: not sampled but read from the disk
+    images: Tensor | None = None  # uint8 [B, C, H, W]; None: not decoded
+
+
+AHEAD = 2
+"""Batches that may wait to be decoded and written while the next ones are sampled."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run keeps its images and end states, and what it makes."""
+
+    images: store.Folder | None
+    latents: store.Latents
+    keep_latents: bool = False
+    decode: bool = True
+
+    @classmethod
+    def of(cls, root: Path, save: str, decode: bool) -> "Places":
+        """Those of a run of `sample`. Without `decode`, images are not made."""
+        folder = store.Folder(root) if save in ("folder", "zip", "scratch") else None
+        return cls(folder, store.Latents(root), save == "latents", decode)
 
 
 def stream(
-    job: Job, batches: Sequence[Sequence[int]], folder: store.Folder | None, bar: tqdm
+    job: Job, batches: Sequence[Sequence[int]], places: Places, bar: tqdm
 ) -> Iterator[Batch]:
     """This rank's share of the batches: read where they are on the disk, sampled where not.
 
     The seeds are cut into batches before they are dealt to the ranks, and a batch that was not
     finished is made again whole: so no image depends on the number of processes or on a restart.
+
+    Decoding and writing go on in a thread of their own while the next batch is sampled.
     """
     steps, total = len(job.grid) - 1, sum(map(len, batches))
 
     def advance(images: float) -> None:
         bar.update(min(images, total - bar.n))  # the last batch of another rank may be shorter
 
-    for seeds in batches[dist.rank() :: dist.world()]:
+    def start(seeds: Sequence[int]) -> Batch:
         everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
-        if folder and folder.has(seeds):
-            yield Batch(seeds, folder.read(seeds), job.draw(seeds)[1], None)
+        if places.images and places.images.has(seeds):
             advance(everyone)
-            continue
-        made = job.sample(seeds, partial(advance, everyone / steps))
-        if folder:
-            folder.write(seeds, made.images)
-        yield made
+            return Batch(seeds, None, job.draw(seeds)[1], None, places.images.read(seeds))
+        if places.latents.has(seeds):
+            advance(everyone)
+            states = places.latents.read(seeds, job.model.shape)
+            return Batch(seeds, states, job.draw(seeds)[1], None)
+        return job.sample(seeds, partial(advance, everyone / steps))
+
+    def finish(batch: Batch) -> Batch:
+        if places.keep_latents and batch.nfe is not None:
+            assert batch.states is not None
+            places.latents.write(batch.seeds, batch.states)
+        if batch.images is None and places.decode:
+            assert batch.states is not None
+            images = job.model.decode(batch.states.to(job.model.device)).cpu()
+            if places.images:
+                places.images.write(batch.seeds, images)
+            return replace(batch, images=images)
+        return batch
+
+    with ThreadPoolExecutor(1, "decode") as worker:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for seeds in batches[dist.rank() :: dist.world()]:
+                pending.append(worker.submit(finish, start(seeds)))
+                while len(pending) > AHEAD or (pending and pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -12,6 +12,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 
+WRITERS = min(8, os.cpu_count() or 1)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -81,10 +83,14 @@ class Folder:
 
     def write(self, seeds: Sequence[int], images: Tensor) -> None:
         """Stores images, uint8 [B, C, H, W]. Files that are there already are left alone."""
-        for seed, image in zip(seeds, images, strict=True):
+
+        def write(seed: int, image: Tensor) -> None:
             if not self.path(seed).exists():
                 with atomic(self.path(seed)) as part:
                     to_pil(image).save(part, format="png")
+
+        with ThreadPoolExecutor(WRITERS) as pool:  # compression lets other threads run
+            list(pool.map(write, seeds, images))
 
     def read(self, seeds: Sequence[int]) -> Tensor:
         """The stored images of these seeds, uint8 [B, C, H, W]."""
@@ -113,6 +119,47 @@ class Folder:
         for folder in {Path(name).parent for name in names} - {Path(".")}:
             _remove_if_empty(self.root / folder)
         _remove_if_empty(self.root)
+
+
+class Latents:
+    """The end states of one run, by seed: what is left to do is to decode them.
+
+    Each is `latents/000000/000017.npy`, float64 [C, h, w].
+    """
+
+    def __init__(self, root: Path):
+        self.root = root / "latents"
+
+    def path(self, seed: int) -> Path:
+        return (self.root / Folder.name(seed)).with_suffix(".npy")
+
+    def has(self, seeds: Iterable[int]) -> bool:
+        return all(self.path(seed).exists() for seed in seeds)
+
+    def write(self, seeds: Sequence[int], states: Tensor) -> None:
+        """Stores states, [B, C, h, w]."""
+        for seed, state in zip(seeds, states.double().cpu().numpy(), strict=True):
+            with atomic(self.path(seed)) as part, open(part, "wb") as file:
+                np.save(file, state, allow_pickle=False)
+
+    def read(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+        """The states of these seeds, float64 [B, *shape]. Raises UserError for a damaged file."""
+        states = []
+        for seed in seeds:
+            try:
+                state = np.load(self.path(seed), allow_pickle=False)
+                if (
+                    state.shape != shape
+                    or state.dtype != np.float64
+                    or not np.isfinite(state).all()
+                ):
+                    raise ValueError(f"{state.dtype} {state.shape}, not float64 {shape}")
+            except (OSError, ValueError, EOFError) as error:
+                raise UserError(
+                    f"{self.path(seed)} is damaged ({error}): remove it and run again"
+                ) from None
+            states.append(torch.from_numpy(state))
+        return torch.stack(states)
 
 
 def is_image_set(path: Path) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bdia_exp.core import Denoiser, Level
@@ -33,12 +34,15 @@ class Model(Protocol):
 
     shape: tuple[int, int, int]
     """Channels, height and width of a state."""
+    image_shape: tuple[int, int, int]
+    """Those of an image."""
     num_classes: int
     """0 for a model without classes."""
     takes_text: bool
     """Whether its condition is a `Text`."""
     networks: Mapping[str, nn.Module]
     """What it computes with, by name."""
+    device: torch.device
     schedule: DiscreteVP
     """What the discrete grids (uniform, quad, …) are cut from."""
     provenance: Mapping[str, object]

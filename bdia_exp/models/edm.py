@@ -103,6 +103,7 @@ class EDM:
         self.net, self.schedule, self.provenance = net, schedule, provenance
         self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
+        self.image_shape = self.shape
         self.num_classes = net.label_dim
         self.device = next(net.parameters()).device
 

@@ -206,6 +206,7 @@ class DDIM:
         self.net, self.schedule, self.provenance = net, schedule, provenance
         self.networks = {"U-Net": net}
         self.shape = (net.in_channels, net.image_size, net.image_size)
+        self.image_shape = self.shape
         self.device = next(net.parameters()).device
 
     def start(self, rng: Generators, level: Level) -> Tensor:

@@ -1,0 +1,195 @@
+"""Stable Diffusion's files: diffusers' folders and single files, as descriptions and weights.
+
+The networks are diffusers' and transformers'. Their weights are read by `bdia_exp.checkpoints`,
+which executes nothing, and must fit by name and shape.
+
+A description is a dict of `unet`, `vae`, `text_encoder` and `scheduler`, each with the names that
+diffusers' config.json has for them, and `pad_token`, the tokenizer's. A folder describes itself; a
+single file does not.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdia_exp import checkpoints
+from bdia_exp.checkpoints import Checkpoint
+from bdia_exp.errors import UserError
+from bdia_exp.models.extras import require
+from bdia_exp.schedules import DiscreteVP, linear_vp, scaled_linear_vp
+
+Description = dict[str, Any]
+
+NETWORKS = ("unet", "vae", "text_encoder")
+LDM = "model.diffusion_model."
+"""How the names of a single file's U-Net begin."""
+
+
+def described_by(folder: Path) -> Description:
+    """What a folder's config.json files say. Raises UserError if one is missing or no JSON."""
+    files = {name: folder / name / "config.json" for name in NETWORKS}
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    return {name: read_json(file) for name, file in files.items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """One of a folder's descriptions. Raises UserError if it is missing or no JSON object."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except OSError:
+        raise UserError(
+            f"{file} is missing: give a folder in diffusers' layout (unet, vae, text_encoder, "
+            "scheduler, tokenizer)"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): fetch it again") from None
+
+
+def require_promised(promised: Mapping[str, Any], found: Description, source: str) -> None:
+    """Raises UserError, naming the first difference, unless `found` is what model= promises."""
+    for part, keys in promised.items():
+        if part not in found:
+            continue
+        for key, value in keys.items():
+            here = found[part].get(key, value)
+            if _plain(here) != _plain(value):
+                raise UserError(
+                    f"{source} is not the network that model= promises: its {part}.{key} is "
+                    f"{here}, not {value}; give model=sd for another"
+                )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
+    """The schedule of a description. Raises UserError for a kind that we do not have."""
+    kinds: dict[str, Callable[..., DiscreteVP]] = {
+        "scaled_linear": scaled_linear_vp,
+        "linear": linear_vp,
+    }
+    kind = scheduler.get("beta_schedule", "linear")
+    if kind not in kinds:
+        raise UserError(f"beta_schedule={kind} is not supported: only {' and '.join(kinds)}")
+    return kinds[kind](
+        scheduler.get("beta_start", 0.0001),
+        scheduler.get("beta_end", 0.02),
+        scheduler.get("num_train_timesteps", 1000),
+    )
+
+
+def prediction(scheduler: Mapping[str, Any]) -> str:
+    """`epsilon` or `v_prediction`. Raises UserError for what is neither."""
+    found = scheduler.get("prediction_type", "epsilon")
+    if found not in ("epsilon", "v_prediction"):
+        raise UserError(f"prediction_type={found} is not supported: only epsilon and v_prediction")
+    return found
+
+
+def build(part: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of a part, with new weights; within `torch.device("meta")` with none.
+
+    Raises UserError if the description is of no network.
+    """
+    diffusers, transformers = require("diffusers"), require("transformers")
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        if part == "text_encoder":
+            return transformers.CLIPTextModel(transformers.CLIPTextConfig.from_dict(plain))
+        kinds = {
+            "unet": diffusers.UNet2DConditionModel,
+            "vae": diffusers.AutoencoderKL,
+            "controlnet": diffusers.ControlNetModel,
+        }
+        return kinds[part].from_config(plain)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{part} describes no network that can be built: {error}") from None
+
+
+def fill(part: str, net: nn.Module, checkpoint: Checkpoint) -> None:
+    """Makes the checkpoint's weights those of `net`, which may be on the meta device.
+
+    Takes older names too. Raises UserError if they do not fit.
+    """
+    state = dict(checkpoint.state)
+    if part == "vae":
+        state = {_attention(name): tensor for name, tensor in state.items()}
+    if part == "text_encoder":
+        state = _text_names(state, net.state_dict())
+    checkpoints.load_into(net, replace(checkpoint, state=state))
+    for name, buffer in net.named_buffers():
+        if buffer.is_meta:  # no file has it: the positions 0, 1, …
+            owner = net.get_submodule(name.rpartition(".")[0])
+            positions = torch.arange(buffer.shape[-1], dtype=buffer.dtype)
+            setattr(owner, name.rpartition(".")[2], positions.expand(buffer.shape))
+
+
+def _attention(name: str) -> str:
+    """An autoencoder's attention by its newer names; files from before 2023 have others."""
+    if ".attentions." not in name:
+        return name
+    for old, new in {
+        ".query.": ".to_q.",
+        ".key.": ".to_k.",
+        ".value.": ".to_v.",
+        ".proj_attn.": ".to_out.0.",
+    }.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _text_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's state by the names of the installed transformers, which has two kinds.
+
+    Up to 5.5 they begin with `text_model.`. Positions, which old files hold, are left out.
+    """
+    prefix = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""
+    return {
+        prefix + name.removeprefix("text_model."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("position_ids")
+        and name.partition(".")[0] not in ("text_projection", "logit_scale")
+    }
+
+
+def read_single(path: Path, description: Mapping[str, Any]) -> dict[str, Checkpoint]:
+    """The three networks' weights out of one file, by diffusers' converters.
+
+    Raises UserError if the file is not of Stable Diffusion.
+    """
+    whole = checkpoints.read(path)
+    if not any(name.startswith(LDM) for name in whole.state):
+        raise UserError(
+            f"{path} holds no Stable Diffusion: its names should begin with {LDM}, "
+            "first_stage_model. and cond_stage_model."
+        )
+    tools = require("diffusers.loaders.single_file_utils")
+    state = whole.state
+    converted = {
+        "unet": tools.convert_ldm_unet_checkpoint({**state}, {**description["unet"]}),
+        "vae": tools.convert_ldm_vae_checkpoint({**state}, {**description["vae"]}),
+        "text_encoder": _text_state(tools, state, description["text_encoder"]),
+    }
+    return {part: replace(whole, state=own) for part, own in converted.items()}
+
+
+def _text_state(tools: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]):
+    """OpenCLIP's encoder, as Stable Diffusion 2 has it, or CLIP's, as version 1 has it."""
+    if "cond_stage_model.model.token_embedding.weight" not in state:
+        return tools.convert_ldm_clip_checkpoint({**state})
+    with torch.device("meta"):
+        like = build("text_encoder", config)  # asked for its width only
+    found = tools.convert_open_clip_checkpoint(like, {**state})
+    # The encoder's last layer is in the file and not in the network.
+    layers = config["num_hidden_layers"]
+    last = f"encoder.layers.{layers}."
+    return {name: tensor for name, tensor in found.items() if last not in name}

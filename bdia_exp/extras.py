@@ -1,0 +1,19 @@
+"""Packages that only some models need: the extra `sd`."""
+
+from importlib import import_module
+from types import ModuleType
+
+from bdia_exp.errors import UserError
+
+
+def require(module: str) -> ModuleType:
+    """The module (`diffusers`, `transformers`, `huggingface_hub`, `cv2`), imported now.
+
+    Raises UserError, saying what to install, if it cannot be.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{module} is needed here and cannot be imported ({error}): pip install 'bdia-exp[sd]'"
+        ) from None

@@ -55,7 +55,7 @@ GROUPS = [(group, name) for group in ("sampler", "grid", "model") for name in op
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_yaml_builds_and_binds(group, name):
     words = [f"{group}={name}"]
-    if (group, name) == ("model", "edm"):
+    if (group, name) in (("model", "edm"), ("model", "sd")):
         words.append("model.checkpoint=bundled:fashion_mini.safetensors")
     built = arguments("sample", words)[group]
     built = built if isinstance(built, partial) else partial(built)

@@ -19,23 +19,25 @@ def tiny_ddim(device: str, dtype: str) -> DDIM:
     return DDIM(net, linear_vp(), {"sha256": "none"})
 
 
-@pytest.mark.parametrize("family", ["edm", "ddim"])
+@pytest.mark.parametrize("family", ["edm", "ddim", "sd"])
 @pytest.mark.parametrize("name", options("sampler"))
 def test_a_sampler_runs_on_every_model(name, family):
-    given = arguments("sample", [f"sampler={name}"])
-    model = given["model"] if family == "edm" else tiny_ddim
+    words = [f"sampler={name}"]
+    if family == "sd":
+        grid = "karras" if name == "edm_churn" else "leading"
+        words += ["model=tiny-sd", f"grid={grid}", "grid.sigma_max=14" * (grid == "karras")]
+    given = arguments("sample", [word for word in words if word], described=True)
     cost = evaluations(given["sampler"], given["grid"](2, linear_vp()))
     job = Job.build(
-        model=model,
+        model=tiny_ddim if family == "ddim" else given["model"],
         sampler=given["sampler"],
         grid=given["grid"],
-        nfe=cost,
-        label=None,
         device="cpu",
-        dtype="auto",
-        noise_device="cpu",
+        config=given["config"] | {"nfe": cost},
     )
     made = job.sample([0, 1], lambda: None)
     assert made.nfe == cost
-    assert made.images.shape == (2, *job.model.shape)
-    assert made.images.float().std() > 1
+    assert made.states.shape == (2, *job.model.shape)
+    images = job.model.decode(made.states)
+    assert images.shape == (2, *job.model.image_shape)
+    assert images.float().std() > 1

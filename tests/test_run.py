@@ -371,11 +371,10 @@ def test_diverging_sampler_is_said():
     from bdia_exp.sampling import Job
     from bdia_exp.solvers import multistep
 
-    given = arguments("sample", ["nfe=9", "grid=karras"])
+    given = arguments("sample", ["nfe=9", "grid=karras"], described=True)
     job = Job.build(
-        **{key: given[key] for key in ("model", "grid", "nfe", "dtype", "noise_device")},
+        **{key: given[key] for key in ("model", "grid", "config")},
         sampler=partial(multistep, gamma=1e300),
-        label=None,
         device="cpu",
     )
     with pytest.raises(UserError, match=r"diverged.*use more nfe="):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bdia_exp import checkpoints
 from bdia_exp.checkpoints import Checkpoint
 from bdia_exp.errors import UserError
-from bdia_exp.models.extras import require
+from bdia_exp.extras import require
 from bdia_exp.schedules import DiscreteVP, linear_vp, scaled_linear_vp
 
 Description = dict[str, Any]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from bdia_exp import checkpoints
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
+from bdia_exp.extras import require
 from bdia_exp.guidance import guided
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
 from bdia_exp.models.clip_tokenizer import tokenizer as clip_tokenizer
-from bdia_exp.models.extras import require
 from bdia_exp.models.sd_files import NETWORKS, Description
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The memory that networks take, as a ratio to the estimate of it (bdia_exp/estimates.py), weights left out.
+"""Memory of networks at work as a ratio: what they take to its estimate (bdia_exp/estimates.py).
 
     python bench/memory.py [cpu | cuda]
 
-The networks are the published ones in size, with random weights, in float32.
+The networks are the published ones in size, in float32, with random weights, which are not counted.
 """
 
 import sys
@@ -78,7 +78,8 @@ def main(device: str = "cpu") -> None:
         taken = real(lambda net=net, call=call, inputs=inputs: call(net, *inputs), device)
         net, inputs = net.to("meta"), [x.to("meta") for x in inputs]
         work = measure(lambda net=net, call=call, inputs=inputs: call(net, *inputs))
-        print(f"{name:25} {work.peak / 1e6:7,.0f} MB estimated, took {taken / work.peak:.2f} times that")
+        ratio = taken / work.peak
+        print(f"{name:25} {work.peak / 1e6:7,.0f} MB estimated, took {ratio:.2f} times that")
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ train: data  ## Train the bundled model, or go on training it (CPU processes; ho
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml
 
-bench: $(READY)  ## Speed as ratios, measured side by side
+bench: $(READY)  ## Speed and memory as ratios, measured side by side
 	$(BIN)/python bench/layout.py
 	$(BIN)/python bench/processes.py
+	$(BIN)/python bench/memory.py
 
 clean:  ## Remove the virtual environment and every run
 	rm -rf $(VENV) runs

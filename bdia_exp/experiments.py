@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from bdia_exp import checkpoints, results
-from bdia_exp.batching import ROWS
-from bdia_exp.core import Level
 from bdia_exp.errors import UserError
+from bdia_exp.estimates import Cost, cost_of, in_bytes
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
-from bdia_exp.models import Model
 from bdia_exp.results import Record
 from bdia_exp.sampling import SCORED_BY, identity_of
 from bdia_exp.store import is_image_set
@@ -162,52 +157,42 @@ def runs_of(
 
 
 class Costs:
-    """Floating-point operations of one network evaluation of one image, by model.
+    """What the runs take, by estimates that are made once for each model and its batches.
 
-    They are counted on a network without weights, so no checkpoint needs to be there. None where
-    the configuration does not say what the network is and its checkpoint is not there either.
+    None where the configuration does not say what the network is and its checkpoint is not there
+    either.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, float | None] = {}
+        self._known: dict[str, Cost | None] = {}
 
-    def flops(self, run: Run) -> float | None:
-        key = str(run.arguments["config"]["model"])
+    def of(self, run: Run) -> Cost | None:
+        """What this run's model takes."""
+        given = {key: run.arguments.get(key) for key in ("batch", "dtype", "guidance")}
+        how: Record = {key: value for key, value in given.items() if value is not None}
+        key = f"{run.arguments['config']['model']} {how}"
         if key not in self._known:
-            self._known[key] = _flops(run.arguments["model"])
+            self._known[key] = cost_of(run.arguments["model"], **how)
         return self._known[key]
 
-    def of(self, runs: Iterable[Run]) -> float | None:
-        """All operations of these runs' sampling, or None if a model's are not known."""
-        total = 0.0
+    def flops(self, runs: Iterable[Run]) -> tuple[float, float] | None:
+        """Operations of these runs' sampling, and of their decoding."""
+        sampling = decoding = 0.0
         for run in runs:
-            flops = self.flops(run)
-            if flops is None:
+            cost = self.of(run)
+            if cost is None:
                 return None
-            total += run.evaluations * flops
-        return total
-
-
-def _flops(model: Callable[..., Model]) -> float | None:
-    try:
-        net = model(device="meta", dtype="float32")
-    except UserError:
-        return None
-    z = torch.empty(ROWS, *net.shape, device="meta", dtype=torch.float64)
-    with FlopCounterMode(display=False) as counter:
-        net.denoiser(None)(z, Level(1.0, 1.0, 1.0))
-    return counter.get_total_flops() / ROWS
+            sampling += run.evaluations * cost.flops
+            decoding += run.images * cost.decoding.flops
+        return sampling, decoding
 
 
 def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops: float) -> str:
-    """The plan as text: every cell, where it stands, and what its runs in `todo` cost."""
+    """The plan as text: every cell, where it stands, and what its runs in `todo` take."""
 
     def hours(runs: list[Run]) -> str:
-        flops = costs.of(runs)
-        if not flops:
-            return ""
-        number = flops / tflops / 1e12 / 3600
-        return f", {number:,.1f} GPU hours" if number >= 0.1 else ", under 0.1 GPU hours"
+        flops = sum(costs.flops(runs) or ())
+        return f", {_hours(flops, tflops)} GPU hours" if flops else ""
 
     left = [plan[i] for i in sorted(todo)]
     by_cell: dict[str, list[int]] = {}
@@ -226,9 +211,49 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops:
         state = f"to run {len(runs)}/{len(indices)}" if runs else "there"
         cost = f"{sum(r.evaluations for r in runs):13,} evaluations{hours(runs)}" if runs else ""
         lines.append(f"  {state:12} {name:{width}} {cost}".rstrip())
-    if costs.of(left):
-        lines.append(f"  GPU hours: sampling alone, at {tflops:g} TFLOP/s sustained (tflops=)")
-    return "\n".join(lines)
+    if flops := costs.flops(left):
+        lines += _speed(*flops, tflops)
+    return "\n".join(lines + _memory(left, costs) + _disk(left, costs))
+
+
+def _hours(flops: float, tflops: float) -> str:
+    number = flops / tflops / 1e12 / 3600
+    return f"{number:,.1f}" if number >= 0.1 else "under 0.1"
+
+
+def _speed(sampling: float, decoding: float, tflops: float) -> list[str]:
+    """What the GPU hours are made of."""
+    if not sampling:
+        return []
+    of = "sampling alone"
+    if decoding:
+        of = f"sampling {_hours(sampling, tflops)}, decoding {_hours(decoding, tflops)}"
+    return [f"  GPU hours: {of}, at {tflops:g} TFLOP/s sustained (tflops=)"]
+
+
+def _memory(runs: list[Run], costs: Costs) -> list[str]:
+    """A line for each model: what its weights and its largest batch hold."""
+    largest: dict[str, tuple[int, str]] = {}
+    for run in runs:
+        if cost := costs.of(run):
+            name, total = run.arguments["choices"]["model"], cost.working_set + cost.weights_size
+            line = f"  memory of {name}: {cost.memory(run.arguments['batch'])}"
+            largest[name] = max(largest.get(name, (0, "")), (total, line))
+    return [line for _, line in largest.values()]
+
+
+def _disk(runs: list[Run], costs: Costs) -> list[str]:
+    """The images that are kept, as if none could be compressed: all runs', or only till its end."""
+    kept: dict[str, list[int]] = {}
+    for run in runs:
+        if cost := costs.of(run):
+            kept.setdefault(run.arguments["save"], []).append(run.images * cost.image_size)
+    kept.pop("none", None)
+    lines = []
+    for save, sizes in kept.items():
+        total, of = (max(sizes), "one run") if save == "scratch" else (sum(sizes), "all runs")
+        lines.append(f"  disk: at most {in_bytes(total)}, the images of {of} (save={save})")
+    return lines
 
 
 class Needs:

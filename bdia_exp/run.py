@@ -337,7 +337,7 @@ def reproduce(
             if why:
                 lacking[i] = [*lacking.get(i, []), *why]
     ready = [plan[i] for i in todo if i not in lacking]
-    weights = [run.evaluations * (costs.flops(run) or 1) for run in ready]
+    weights = [sum(costs.flops([run]) or (run.evaluations,)) for run in ready]
     began = time.perf_counter()
     for number, run in enumerate(ready):
         left = ""

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from bdia_exp import experiments, run
 from bdia_exp.cli import arguments
-from bdia_exp.core import Estimate
 from bdia_exp.errors import UserError
+from tests.countable import DECODING, EVALUATION, Latent
 
 TINY = {
     "name": "tiny",
@@ -51,9 +50,8 @@ def reproduce(experiment: dict, out: Path | None, **changes) -> dict:
         "batch": 70,
     }
     settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
-    return run.reproduce(
-        experiment=experiment, out=out and str(out), compose=compose, **(settings | changes)
-    )
+    settings |= {"compose": compose}
+    return run.reproduce(experiment=experiment, out=out and str(out), **(settings | changes))
 
 
 def test_a_cell_has_a_run_for_every_seed_range(tmp_path):
@@ -152,7 +150,8 @@ def test_another_reference_is_another_score(tmp_path, capsys):
     """The images would be the same, the number is not."""
     reproduce(HERE, tmp_path, repeats=1, cells="at 1")
     reproduce(HERE, tmp_path, repeats=1, cells="at 1", overrides="metrics=[isc]", dry_run=True)
-    assert "0 of 1 runs are there, 1 to run" in capsys.readouterr().out.splitlines()[-3]
+    plan = capsys.readouterr().out.splitlines()
+    assert "0 of 1 runs are there, 1 to run" in next(line for line in plan[::-1] if "cells" in line)
 
 
 def test_what_can_run_runs_and_what_cannot_is_named(tmp_path, capsys):
@@ -211,6 +210,8 @@ def test_the_dry_run_reckons_the_published_tables_without_their_files(
         out = capsys.readouterr().out
         assert f"0 of {runs} runs are there, {runs} to run" in out
         assert "GPU hours" in out
+        assert "  memory of " in out
+        assert "  disk: at most " in out
         assert "not here yet: fetch:" in out
     assert not list(tmp_path.iterdir())
 
@@ -221,34 +222,53 @@ def test_gpu_hours_are_evaluations_times_operations_over_speed(tmp_path, capsys)
         cells, images=1000, stride=1000, repeats=1, settings=[], compose=compose
     )
     costs = experiments.Costs()
-    flops = costs.flops(runs[0])
-    assert costs.of(runs) == pytest.approx(4000 * flops)
+    flops = costs.of(runs[0]).flops
+    assert costs.flops(runs) == (pytest.approx(4000 * flops), 0)
     reproduce(HERE, tmp_path, limit=None, repeats=1, dry_run=True, tflops=flops * 4000 / 3600e12)
     assert "4,000 network evaluations, 1.0 GPU hours" in capsys.readouterr().out
     with pytest.raises(UserError, match="tflops=0 must be more than 0"):
         reproduce(HERE, tmp_path, dry_run=True, tflops=0)
 
 
-class OneConvolution:
-    """A model whose operations can be counted by hand."""
+def test_a_model_of_text_pays_for_decoding_and_guidance(tmp_path, capsys):
+    """What is reckoned of Stable Diffusion, on a model of its kind."""
+    experiment = {**HERE, "common": ["nfe=3"], "images": 2000}
 
-    shape, num_classes = (3, 8, 8), 0
+    def latent(words):
+        given = compose([word for word in words if not word.startswith("guidance=")])
+        guidance = [float(w.split("=")[1]) for w in words if w.startswith("guidance=")]
+        given["choices"]["model"] = "latent"
+        return given | {"model": Latent} | ({"guidance": guidance[0]} if guidance else {})
 
-    def __init__(self, device: str, dtype: str):
-        self.net = nn.Conv2d(3, 5, 3, padding=1, device=device)
+    def told(**changes) -> tuple[str, list[str]]:
+        settings = {"limit": None, "cells": "at 1", "repeats": 2, "dry_run": True, "batch": 1000}
+        reproduce(experiment, tmp_path, compose=latent, **(settings | changes))
+        first, *lines = capsys.readouterr().out.splitlines()
+        return first, lines[-3:]
 
-    def denoiser(self, labels):
-        return lambda z, level: Estimate(level, z, self.net(z.float())[:, :3])
-
-
-def test_operations_are_those_of_one_image():
-    assert experiments._flops(OneConvolution) == 2 * 3 * 5 * 9 * 8 * 8
+    tflops = 4000 * DECODING / 3600e12  # an hour of decoding
+    first, lines = told(tflops=tflops)
+    sampling = 2 * EVALUATION / DECODING
+    assert f"4,000 network evaluations, {sampling + 1:.1f} GPU hours" in first
+    assert lines == [
+        f"  GPU hours: sampling {sampling:.1f}, decoding 1.0, at {tflops:g} TFLOP/s sustained "
+        "(tflops=)",
+        "  memory of latent: weights 0 MB (parameters: U-Net 0.0 M, VAE 0.0 M), "
+        "working set at batch=1000 about 7 MB (sampling), 0 MB (decoding)",
+        "  disk: at most 25 MB, the images of one run (save=scratch)",
+    ]
+    first, lines = told(tflops=tflops, overrides="guidance=1 save=zip")
+    assert f"{sampling / 2 + 1:.1f} GPU hours" in first
+    assert lines[-1] == "  disk: at most 49 MB, the images of all runs (save=zip)"
+    assert not [line for line in told(overrides="save=none")[1] if "disk" in line]
 
 
 def test_a_model_of_unknown_cost_does_not_stop_the_plan(tmp_path, capsys):
     reproduce(TINY, tmp_path, dry_run=True)
     out = capsys.readouterr().out
     assert "9 to run" in out
+    assert "GPU hours: " not in out
+    assert "memory of fashion_mini: weights 4 MB (parameters: U-Net 1.0 M)" in out
     assert "not here yet: /not/here.safetensors" in out
 
 

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Memory of networks at work as a ratio: what they take to its estimate (bdia_exp/estimates.py).
+
+    python bench/memory.py [cpu | cuda]
+
+The networks are the published ones in size, in float32, with random weights, which are not counted.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import profile
+
+from bdia_exp.cli import arguments
+from bdia_exp.estimates import measure
+from bdia_exp.models.edm import EDMPrecond
+from bdia_exp.models.pndm import DDIMUNet
+
+Call = Callable[..., Any]
+UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+
+def cases() -> Iterator[tuple[str, nn.Module, Call, tuple[Tensor, ...]]]:
+    """Networks, how they are called, and with what."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    for name, kind in {"edm_cifar10": EDMPrecond, "ddim_cifar10": DDIMUNet}.items():
+        model = arguments("sample", [f"model={name}"], described=True)["config"]["model"]
+        yield name, kind(**model["network"]), nn.Module.__call__, (torch.randn(8, 3, 32, 32), one())
+    noise, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 1024)
+    unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    yield "Stable Diffusion's U-Net", unet, nn.Module.__call__, (noise, one(), text)
+    yield "its decoder", vae, lambda vae, z: vae.decode(z).sample, (noise,)
+
+
+def one() -> Tensor:
+    return torch.ones(1)
+
+
+def real(function: Callable[[], object], device: str) -> int:
+    """Bytes at the peak of a call, beside what was there before."""
+    with torch.inference_mode():
+        if device == "cuda":
+            function()  # the first call sets up libraries
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            function()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(profile_memory=True) as profiled:
+            function()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def main(device: str = "cpu") -> None:
+    for name, net, call, given in cases():
+        net = net.eval().requires_grad_(False).to(device)
+        inputs = [x.to(device) for x in given]
+        taken = real(lambda net=net, call=call, inputs=inputs: call(net, *inputs), device)
+        net, inputs = net.to("meta"), [x.to("meta") for x in inputs]
+        work = measure(lambda net=net, call=call, inputs=inputs: call(net, *inputs))
+        ratio = taken / work.peak
+        print(f"{name:25} {work.peak / 1e6:7,.0f} MB estimated, took {ratio:.2f} times that")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -10,6 +10,7 @@ with either of them in diffusers' layout.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -20,12 +21,17 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bdia_exp import fetch
+from bdia_exp import fetch, hub
 from bdia_exp.errors import UserError
 from bdia_exp.pickles import PUBLISHED, brief, few, plain, read_edm, ready
 from bdia_exp.torch_files import read_torch
 
 BUNDLED = Path(__file__).parent / "bundled"
+
+# Files of weights in diffusers' and transformers' folders, and the networks of a pipeline.
+DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
+PIPELINE = {"unet": DIFFUSERS, "vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +53,13 @@ class Checkpoint:
 
 def locate(name: str) -> Path:
     """What `name` stands for: `bundled:FILE`, one that came with the package, `fetch:FILE`, one
-    that is published and is downloaded into the cache if it is not there yet, or a path.
+    that is published and is downloaded into the cache if it is not there yet; likewise
+    `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub; or a path.
 
-    Raises UserError if nothing is there, and as `fetch.get` does.
+    Raises UserError if nothing is there, and as `fetch.get` and `hub.get` do.
     """
+    if name.startswith("hub:"):
+        return hub.get(name.removeprefix("hub:"))
     if name.startswith("fetch:"):
         return fetch.get(name.removeprefix("fetch:"))
     if name.startswith("bundled:"):
@@ -63,13 +72,16 @@ def locate(name: str) -> Path:
         if (path := Path(name).expanduser()).exists():
             return path
     raise UserError(
-        f"nothing is at {name}: give the path of a file, bundled:FILE or fetch:FILE; "
+        f"nothing is at {name}: give the path of a file, bundled:FILE, fetch:FILE or "
+        "hub:ORG/NAME@COMMIT; "
         f"EDM's checkpoints are published at {PUBLISHED}"
     )
 
 
 def present(name: str) -> Path | None:
     """As `locate`, without a download: None if the file is not on this machine."""
+    if name.startswith("hub:"):
+        return hub.cached(name.removeprefix("hub:"))
     if name.startswith("fetch:"):
         return fetch.cached(name.removeprefix("fetch:"))
     with contextlib.suppress(UserError):
@@ -78,8 +90,16 @@ def present(name: str) -> Path | None:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's sha256 in hexadecimal, read once; of a folder, that of the weights in it."""
-    path = _weights_in(Path(path)) if os.path.isdir(path) else Path(path)
+    """The file's sha256 in hexadecimal, read once; of a network's folder, that of the weights.
+
+    Of a pipeline's folder it is the sha256 of the hexadecimal sha256s of the weights of its
+    networks, `PIPELINE`, one after the other. Raises UserError if a folder holds no weights.
+    """
+    path = Path(path)
+    if (path / "model_index.json").is_file():
+        digests = [sha256(_weights_in(path / part, names)) for part, names in PIPELINE.items()]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    path = _weights_in(path) if os.path.isdir(path) else path
     about = path.stat()
     return _digest(path, about.st_size, about.st_mtime_ns)
 
@@ -179,11 +199,9 @@ def _read_torch(path: Path) -> Parts:
     return {}, read_torch(path), {}
 
 
-def _weights_in(folder: Path) -> Path:
+def _weights_in(folder: Path, names: tuple[str, str] = DIFFUSERS) -> Path:
     """The file of a network's folder in diffusers' layout."""
-    for suffix in (".safetensors", ".bin"):
-        if (path := folder / f"diffusion_pytorch_model{suffix}").is_file():
+    for name in names:
+        if (path := folder / name).is_file():
             return path
-    raise UserError(
-        f"{folder} cannot be read: a folder must hold diffusion_pytorch_model.safetensors or .bin"
-    )
+    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(names)}")

@@ -46,6 +46,11 @@ def cache() -> Path:
         raise UserError(f"{folder} is nowhere here: set BDIA_EXP_CACHE to a folder") from None
 
 
+def offline() -> bool:
+    """Whether the network must not be touched."""
+    return os.environ.get("BDIA_EXP_OFFLINE", "0") not in ("", "0")
+
+
 def cached(name: str) -> Path | None:
     """The published file of this name if the cache has it; not verified. No network."""
     with suppress(OSError):  # a folder that may not be looked into
@@ -67,7 +72,7 @@ def get(name: str) -> Path:
         # With nothing to write no lock is needed either: a shared cache may be read-only.
         settled = path.is_file() and (len(asset.sha256) == 64 or record.is_file())
         source = "" if path.is_file() else _source(asset, path)
-        with nullcontext() if settled else _locked(path):
+        with nullcontext() if settled else locked(path):
             if not path.is_file():  # nor has another process brought it meanwhile
                 _fetch(asset, source, path, record)
             elif faults := _faults(asset, path, record):
@@ -95,14 +100,14 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process at a time for one file, in a folder that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        _say(f"waiting for another process that is fetching {path.name}")
+        say(f"waiting for another process that is fetching {path.name}")
         lock.acquire()
     try:
         yield
@@ -137,7 +142,7 @@ def _source(asset: Asset, path: Path) -> str:
             f"{asset.name} has to be downloaded by a person: get it from {where} and put it, "
             f"under that name, into {path.parent}"
         )
-    if os.environ.get("BDIA_EXP_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise UserError(
             f"{asset.name} is not here and BDIA_EXP_OFFLINE is set: run `bdia-exp fetch "
             f"{asset.name}` where there is a network, or put the file at {path}"
@@ -182,7 +187,7 @@ def _from_url(url: str, asset: Asset, part: Path) -> None:
                     f"settings and BDIA_EXP_MIRROR, or put {asset.name} into {part.parent}"
                 ) from None
         if pause is not None:
-            _say(f"the connection was cut ({why}): trying again in {pause} s")
+            say(f"the connection was cut ({why}): trying again in {pause} s")
             time.sleep(pause)
     raise UserError(
         f"the connection to {_public(url)} was cut again and again ({why}): "
@@ -288,10 +293,11 @@ def _announce(asset: Asset, source: str, part: Path, size: int | None, have: int
     if left is not None and shutil.disk_usage(part.parent).free < left:
         raise OSError(errno.ENOSPC, f"{tqdm.format_sizeof(left, 'B')} are needed")
     how_big = "of unknown size" if left is None else f"{tqdm.format_sizeof(left, 'B')} to come"
-    _say(f"fetching {asset.about}: {asset.name}, {how_big}, from {source} into {part.parent}")
+    say(f"fetching {asset.about}: {asset.name}, {how_big}, from {source} into {part.parent}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints to stderr, above any progress bar; without the passwords of URLs."""
     tqdm.write(_public(text), file=sys.stderr)
 
 

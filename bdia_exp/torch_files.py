@@ -22,11 +22,33 @@ INNER = ("ema", "ema_state_dict", "shadow", "state_dict", "model")
 MAX_DEPTH = 4
 
 
+class _Inert:
+    """Stands for what a file names beside its weights: takes whatever comes, and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# What training programs leave beside the weights: Lightning the class of a callback, as a key (in
+# Stable Diffusion 1's files), and numbers of NumPy's. None of these names is resolved.
+UNUSED = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+
+
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The weights in one of torch's files, by name without `module.`; averaged (EMA) ones first.
 
     That is a state dict, or one inside a dict under one of the names in `INNER`, or the last of
     a list: DDIM's training program writes [weights, optimiser, epoch, step, averaged weights].
+
+    Beside them a file may hold what `UNUSED` names; that is left out.
 
     Raises UserError for what is recognised as wrong, and any exception for bytes that make no
     sense: `checkpoints.read` turns those into a UserError too.
@@ -38,7 +60,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     if tarfile.is_tarfile(path):
         raise UserError("this is a tar archive, which is not read")
     try:
-        root = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Inert, name) for name in UNUSED]):
+            root = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import pickle
+import sys
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -467,6 +469,50 @@ def sentinel(tmp_path):
     path = tmp_path / "executed"
     yield path
     assert not path.exists()
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """Lightning's class of a callback, for the time of writing a file."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    module = types.ModuleType(name)
+    module.ModelCheckpoint = kind
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, module)
+    return kind
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_lightning_leaves_beside_the_weights(tmp_path, lightning, zipped, monkeypatch):
+    """As in Stable Diffusion 1's files: a class as a key, numbers of NumPy's."""
+    weights = {"model.diffusion_model.a": torch.ones(2), "model_ema.num_updates": torch.tensor(3)}
+    best = {"best_model_score": np.float64(0.25), "monitor": "val/loss", "own": lightning()}
+    root = {"epoch": 8, "global_step": 470000, "callbacks": {lightning: best}}
+    root |= {"pytorch-lightning_version": "1.4.2", "state_dict": weights, "lr_schedulers": []}
+    path = tmp_path / "sd.ckpt"
+    torch.save(root, path, _use_new_zipfile_serialization=zipped)
+    pickled = path.read_bytes()
+    monkeypatch.undo()  # the module is not there when it is read
+    assert b"ModelCheckpoint" in pickled
+    assert b"multiarray" in pickled
+    allowed = set(torch.serialization.get_safe_globals())
+    state = read(path).state
+    assert list(state) == list(weights)
+    assert all(torch.equal(state[name], weights[name]) for name in weights)
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_nothing_else_beside_the_weights(tmp_path, lightning):
+    lightning.__qualname__ = lightning.__name__ = "EarlyStopping"
+    sys.modules[lightning.__module__].EarlyStopping = lightning
+    torch.save({"state_dict": {}, "callbacks": {lightning: 1}}, tmp_path / "a.ckpt")
+    assert f"refused: it asks for {lightning.__module__}.Early" in refusal(tmp_path / "a.ckpt")
+    torch.save({"state_dict": {"a": np.zeros(3)}}, tmp_path / "a.ckpt")
+    assert "refused: it asks for numpy" in refusal(tmp_path / "a.ckpt")
+    torch.save({"state_dict": {"a": np.float64(1)}}, tmp_path / "a.ckpt")
+    assert "no weights in it" in refusal(tmp_path / "a.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")

@@ -117,7 +117,9 @@ class Run:
         # Where the checkpoint is not, the record is believed.
         weights = checkpoints.sha256(here) if here else record["identity"]["checkpoint"]
         same_images = record["identity"] == identity_of(config, weights)
-        return same_images and all(record["config"].get(key) == config[key] for key in SCORED_BY)
+        return same_images and all(
+            record["config"].get(key) == config.get(key) for key in SCORED_BY
+        )
 
     @property
     def evaluations(self) -> int:

@@ -52,6 +52,7 @@ def sample(
     score: bool,
     reference: str | None,
     metrics: list[str] | str | None,
+    resize: int | None,
     config: Record,
     choices: Record,
 ) -> Record:
@@ -78,7 +79,7 @@ def sample(
     )
     scorer = None
     if score:
-        scorer = _scorer(features(device=device), reference, metrics, batch)
+        scorer = _scorer(features(device=device), reference, metrics, batch, resize)
         scorer.require_enough(len(wanted))
 
     identity = identity_of(config, str(job.model.provenance["sha256"]))
@@ -170,6 +171,7 @@ def evaluate(
     reference: str,
     features: Callable[..., Extractor],
     metrics: list[str] | str | None,
+    resize: int | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -180,11 +182,10 @@ def evaluate(
     """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
     positive("batch", batch)
     device = dist.device(device)
-    found = store.ImageSet(images)
+    found = _image_set(images)
     count = len(found.first(limit))
     dist.start(device)
-    extractor = features(device=device)
-    scorer = _scorer(extractor, reference, metrics, batch)
+    scorer = _scorer(features(device=device), reference, metrics, batch, resize)
     scorer.require_enough(count)
     _score_set(scorer, found, count, batch)
     record = results.provenance() | {
@@ -211,6 +212,7 @@ def reference(
     out: str,
     features: Callable[..., Extractor],
     keep: bool,
+    resize: int | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -218,12 +220,13 @@ def reference(
     """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
     positive("batch", batch)
     device = dist.device(device)
-    found = store.ImageSet(images)
+    _require_size(resize)
+    found = _image_set(images)
     count = len(found.first(limit))
     dist.start(device)
     extractor = features(device=device)
     require_enough(count, extractor.dim)
-    scorer = Score(extractor, None, keep=keep)
+    scorer = Score(extractor, None, keep=keep, resize=resize)
     _score_set(scorer, found, count, batch)
     statistics = scorer.statistics()
     assert statistics.meta is not None
@@ -231,7 +234,7 @@ def reference(
     if dist.rank() == 0:
         file = Path(out if out.endswith(".npz") else f"{out}.npz").expanduser()
         statistics.save(file)
-        say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
+        say(f"{file}: {scorer.note}, statistics of {statistics.count} images")
     dist.barrier()
     return statistics
 
@@ -243,24 +246,42 @@ def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> 
         for start in starts:
             rows = range(start, min(start + batch, count))
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
-            scorer.update(found.read(rows), labels, rows)
+            # Of any sizes, if they are resized: a batch of them is in memory, no more.
+            pictures = found.read_each(rows) if scorer.resize else found.read(rows)
+            scorer.update(pictures, labels, rows)
             bar.update(len(rows) * dist.world())
 
 
+def _image_set(images: str) -> store.ImageSet:
+    """The images in a path, or in a published file (`fetch:FILE`)."""
+    published = images.startswith("fetch:")
+    return store.ImageSet(checkpoints.locate(images) if published else images)
+
+
+def _require_size(resize: int | None) -> None:
+    if resize is not None:
+        positive("resize", resize)
+
+
 def _scorer(
-    extractor: Extractor, source: str | None, metrics: list[str] | str | None, batch: int
+    extractor: Extractor,
+    source: str | None,
+    metrics: list[str] | str | None,
+    batch: int,
+    resize: int | None = None,
 ) -> Score:
     """A score against `source`: an npz with mu and sigma, or a set of images."""
+    _require_size(resize)
     if source is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
     metrics = metrics.split(",") if isinstance(metrics, str) else metrics or []
     path = checkpoints.locate(source)
     if not store.is_image_set(path):
-        return Score(extractor, Statistics.load(path), metrics)
-    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*metrics}))
+        return Score(extractor, Statistics.load(path), metrics, resize=resize)
+    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*metrics}), resize=resize)
     found = store.ImageSet(path)
     _score_set(real, found, len(found), batch)
-    return Score(extractor, real.statistics(), metrics)
+    return Score(extractor, real.statistics(), metrics, resize=resize)
 
 
 def reproduce(

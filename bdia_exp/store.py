@@ -12,7 +12,9 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+THREADS = min(8, os.cpu_count() or 1)  # that decode images; PIL lets others run meanwhile
 
 
 @contextmanager
@@ -204,17 +207,32 @@ class ImageSet:
         if self._array is not None:
             found = torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
             return torch.stack([self._fitted(image) for image in found]) if self.fit else found
-        images = []
-        for row in rows:
-            name = self._names[row]
-            try:
-                images.append(self._fitted(_decode(self._bytes(name), upright=bool(self.fit))))
-            except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-                raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
-            if images[-1].shape != images[0].shape:
-                size, first = (tuple(i.shape) for i in (images[-1], images[0]))
-                raise UserError(f"{self.path}: {name} is {size}, others are {first}: one size only")
+        images = self.read_each(rows, upright=bool(self.fit))
+        for row, image in zip(rows, images, strict=True):
+            if image.shape != images[0].shape:
+                size, first = (tuple(i.shape) for i in (image, images[0]))
+                raise UserError(
+                    f"{self.path}: {self._names[row]} is {size}, others are {first}: one size "
+                    "only, unless resize= makes them one"
+                )
         return torch.stack(images)
+
+    def read_each(self, rows: Sequence[int], *, upright: bool = True) -> list[Tensor]:
+        """The images at these positions, each uint8 [C, H, W] of its own size.
+
+        With `upright` they are turned as their cameras say.
+        """
+        if self._array is not None:
+            return list(self.read(rows))
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(partial(self._read_one, upright=upright), rows))
+
+    def _read_one(self, row: int, upright: bool) -> Tensor:
+        name = self._names[row]
+        try:
+            return self._fitted(_decode(self._bytes(name), upright=upright))
+        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
 
     def _fitted(self, image: Tensor) -> Tensor:
         if self.fit is None or tuple(image.shape) == self.fit:

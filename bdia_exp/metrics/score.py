@@ -11,6 +11,7 @@ from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank, require_enough
 from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.samples import (
     FeatureSamples,
     inception_score,
@@ -27,11 +28,12 @@ METRICS = ("fid", "kid", "prc", "isc")
 class Score:
     """Extracts features of the images it is given, once for all metrics, and forgets the images.
 
-    `keep` keeps every image's features, which kid, prc and isc do too. Under torchrun every rank
-    updates with its own images and all ranks get the same result.
+    `keep` keeps every image's features, which kid, prc and isc do too. With `resize`, features are
+    those of the images as `squares` of so many pixels. Under torchrun every rank updates with its
+    own images and all ranks get the same result.
 
     Raises UserError at once for an unknown metric, or if the reference was made with other
-    features or cannot serve a metric.
+    features or at another size, or cannot serve a metric.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Score:
         metrics: Sequence[str] = ("fid",),
         *,
         keep: bool = False,
+        resize: int | None = None,
     ):
         for metric in metrics:
             if not isinstance(metric, str) or metric not in METRICS:
                 raise UserError(f"metrics={metric!r} is unknown{nearest(str(metric), METRICS)}")
         if reference is not None:
             _require_same_features(extractor, reference)
+            _require_same_size(resize, reference)
             if reference.features is None and {"kid", "prc"} & {*metrics}:
                 raise UserError(
                     "metrics: kid and prc compare with the features of every reference image, "
@@ -59,6 +63,8 @@ class Score:
                 "use features.weights=torch-fidelity"
             )
         self.extractor, self.reference, self.metrics = extractor, reference, metrics
+        self.resize = resize
+        self.note = extractor.note + (f", images resized to {resize} pixels" if resize else "")
         # The sums live where the extractor does: that is where NCCL adds them up over ranks.
         self.moments = FeatureMoments(extractor.dim).to(extractor.device)
         self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
@@ -75,10 +81,14 @@ class Score:
         if "kid" in self.metrics:
             require_subset(count)
 
-    def update(self, images: Tensor, labels: Tensor | None, keys: Sequence[int]) -> None:
-        """Images uint8 [B, C, H, W]; labels int64 [B], the classes they were asked for, or None;
-        keys, their seeds or positions."""
-        features, logits = self.extractor(images)
+    def update(
+        self, images: Tensor | Sequence[Tensor], labels: Tensor | None, keys: Sequence[int]
+    ) -> None:
+        """Images uint8 [B, C, H, W], or B of any sizes [C, H, W] if they are resized; labels
+        int64 [B], the classes they were asked for, or None; keys, their seeds or positions."""
+        seen = squares(images, self.resize) if self.resize else images
+        assert isinstance(seen, Tensor)
+        features, logits = self.extractor(seen)
         self.moments.update(features)
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
@@ -92,6 +102,7 @@ class Score:
         if self.samples is not None:
             found.features = self.samples.compute()[0].numpy()
         found.meta = {"features": self.extractor.name, "sha256": self.extractor.sha256}
+        found.meta["resize"] = self.resize
         return found
 
     def result(self) -> dict[str, Any]:
@@ -105,7 +116,8 @@ class Score:
             "features": self.extractor.name,
             "features_sha256": self.extractor.sha256,
             "comparable_to_inception": self.extractor.comparable_to_inception,
-            "note": self.extractor.note,
+            "note": self.note,
+            "resize": self.resize,
         }
         if self.samples is not None:
             features, logits = self.samples.compute()
@@ -160,4 +172,14 @@ def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
     if meta.get("sha256", extractor.sha256) != extractor.sha256:
         raise UserError(
             f"reference= was made with other weights of {extractor.name}: make it again"
+        )
+
+
+def _require_same_size(resize: int | None, reference: Statistics) -> None:
+    """Raises UserError if the statistics say that they are of images of another size."""
+    meta = reference.meta or {}  # files of other programs, and older ones of ours, do not say
+    if (theirs := meta.get("resize", resize)) != resize:
+        ours, theirs = ("null" if size is None else size for size in (resize, theirs))
+        raise UserError(
+            f"reference= was made with resize={theirs}, not {ours}: use the same for both"
         )

@@ -22,7 +22,7 @@ from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.sampling import SCORED_BY, identity_of
+from bdia_exp.sampling import identity_of, same_score
 from bdia_exp.store import is_image_set
 
 SETTLED = {"images", "seeds", "out", "score"}
@@ -117,9 +117,7 @@ class Run:
         # Where the checkpoint is not, the record is believed.
         weights = checkpoints.sha256(here) if here else record["identity"]["checkpoint"]
         same_images = record["identity"] == identity_of(config, weights)
-        return same_images and all(
-            record["config"].get(key) == config.get(key) for key in SCORED_BY
-        )
+        return same_images and same_score(record["config"], config)
 
     @property
     def evaluations(self) -> int:

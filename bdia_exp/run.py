@@ -28,7 +28,14 @@ from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.results import Record
-from bdia_exp.sampling import DEFAULT_IMAGES, SCORED_BY, Job, identity_of, require_gammas, stream
+from bdia_exp.sampling import (
+    DEFAULT_IMAGES,
+    Job,
+    identity_of,
+    require_gammas,
+    same_score,
+    stream,
+)
 from bdia_exp.seeds import parse
 
 
@@ -88,8 +95,9 @@ def sample(
     old = dist.broadcast(results.load(root / "record.json") or {} if dist.rank() == 0 else {})
     if old:
         results.require_same(root, old.get("identity", {}), identity)
-    asked = ("save", "score", *SCORED_BY) if score else ("save",)
-    if old.get("complete") and all(old["config"].get(key) == config[key] for key in asked):
+    asked = ("save", "score") if score else ("save",)
+    same = all(old.get("config", {}).get(key) == config[key] for key in asked)
+    if old.get("complete") and same and (not score or same_score(old["config"], config)):
         say(f"{root} is complete: nothing to do")
         return old
 

@@ -25,6 +25,21 @@ SCORED_BY = ("reference", "features", "metrics", "resize")
 """The keys that decide, beside the images, what their score is."""
 
 
+def same_score(old: Record, new: Record) -> bool:
+    """Whether two configurations of `sample` score the same images alike.
+
+    Records older than a key lack it, and were scored as its default has it.
+    """
+
+    def asked(config: Record) -> list:
+        chosen = {key: config.get(key) for key in SCORED_BY}
+        if isinstance(features := chosen["features"], dict) and features.get("dim") == 2048:
+            chosen["features"] = {key: features[key] for key in features if key != "dim"}
+        return [chosen[key] for key in SCORED_BY]
+
+    return asked(old) == asked(new)
+
+
 def identity_of(config: Record, checkpoint_sha256: str) -> Record:
     """What decides the images of a run of `sample`, in the form that a record keeps."""
     seeds, images = config["seeds"], config["images"]

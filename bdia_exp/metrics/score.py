@@ -59,8 +59,8 @@ class Score:
                 )
         if "isc" in metrics and not extractor.has_logits:
             raise UserError(
-                f"metrics: isc needs logits, which the weights of features={extractor.name} lack; "
-                "use features.weights=torch-fidelity"
+                f"metrics: isc needs logits, which features={extractor.name} lacks with these "
+                "weights; use features.weights=torch-fidelity and features.dim=2048"
             )
         self.extractor, self.reference, self.metrics = extractor, reference, metrics
         self.resize = resize

@@ -245,6 +245,8 @@ class Needs:
             str(config["reference"]): partial(_readable, config["reference"]),
             str(config["features"]): partial(run.arguments["features"], device="cpu"),
         }
+        if clip := config.get("clip"):
+            questions[f"clip={clip}"] = partial(checkpoints.locate, clip)
         for question, ask in questions.items():
             if question not in self._known:
                 self._known[question] = _reason(ask)
@@ -271,7 +273,7 @@ def _readable(reference: str | None) -> None:
 def absent(run: Run) -> list[str]:
     """The files that this run reads and that are not on this machine."""
     config = run.arguments["config"]
-    names = [config["model"]["checkpoint"], config["reference"]]
+    names = [config["model"]["checkpoint"], config["reference"], config.get("clip")]
     if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
     return [name for name in names if name and checkpoints.present(name) is None]

@@ -22,6 +22,7 @@ from bdia_exp.console import duration, one_of, positive, progress, say
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics import inception
+from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
@@ -60,6 +61,7 @@ def sample(
     reference: str | None,
     metrics: list[str] | str | None,
     resize: int | None,
+    clip: str | None,
     config: Record,
     choices: Record,
 ) -> Record:
@@ -86,8 +88,9 @@ def sample(
     )
     scorer = None
     if score:
-        scorer = _scorer(features(device=device), reference, metrics, batch, resize)
+        scorer = _scorer(features(device=device), reference, metrics, batch, resize, clip)
         scorer.require_enough(len(wanted))
+        scorer.require_prompts(job.model.takes_text)
 
     identity = identity_of(config, str(job.model.provenance["sha256"]))
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
@@ -180,6 +183,7 @@ def evaluate(
     features: Callable[..., Extractor],
     metrics: list[str] | str | None,
     resize: int | None,
+    clip: str | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -192,10 +196,11 @@ def evaluate(
     device = dist.device(device)
     found = _image_set(images)
     count = len(found.first(limit))
+    prompts = prompts_of(found, count) if "clip" in _listed(metrics) else None
     dist.start(device)
-    scorer = _scorer(features(device=device), reference, metrics, batch, resize)
+    scorer = _scorer(features(device=device), reference, metrics, batch, resize, clip)
     scorer.require_enough(count)
-    _score_set(scorer, found, count, batch)
+    _score_set(scorer, found, count, batch, prompts)
     record = results.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
@@ -247,8 +252,14 @@ def reference(
     return statistics
 
 
-def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:
-    """Scores the first `count` images, this rank's share of them."""
+def _score_set(
+    scorer: Score,
+    found: store.ImageSet,
+    count: int,
+    batch: int,
+    prompts: list[str] | None = None,
+) -> None:
+    """Scores the first `count` images, this rank's share of them, with a prompt for each."""
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
     with progress(count, "img") as bar:
         for start in starts:
@@ -256,7 +267,8 @@ def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> 
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
             # Of any sizes, if they are resized: a batch of them is in memory, no more.
             pictures = found.read_each(rows) if scorer.resize else found.read(rows)
-            scorer.update(pictures, labels, rows)
+            texts = prompts and [prompts[row] for row in rows]
+            scorer.update(pictures, labels, rows, texts)
             bar.update(len(rows) * dist.world())
 
 
@@ -264,6 +276,10 @@ def _image_set(images: str) -> store.ImageSet:
     """The images in a path, or in a published file (`fetch:FILE`)."""
     published = images.startswith("fetch:")
     return store.ImageSet(checkpoints.locate(images) if published else images)
+
+
+def _listed(metrics: list[str] | str | None) -> list[str]:
+    return metrics.split(",") if isinstance(metrics, str) else metrics or []
 
 
 def _require_size(resize: int | None) -> None:
@@ -277,19 +293,22 @@ def _scorer(
     metrics: list[str] | str | None,
     batch: int,
     resize: int | None = None,
+    clip: str | None = None,
 ) -> Score:
     """A score against `source`: an npz with mu and sigma, or a set of images."""
     _require_size(resize)
     if source is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
-    metrics = metrics.split(",") if isinstance(metrics, str) else metrics or []
     path = checkpoints.locate(source)
+    score = Score(extractor, None, _listed(metrics), resize=resize, clip=clip)
     if not store.is_image_set(path):
-        return Score(extractor, Statistics.load(path), metrics, resize=resize)
-    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*metrics}), resize=resize)
+        score.compare_with(Statistics.load(path))
+        return score
+    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*score.metrics}), resize=resize)
     found = store.ImageSet(path)
     _score_set(real, found, len(found), batch)
-    return Score(extractor, real.statistics(), metrics, resize=resize)
+    score.compare_with(real.statistics())
+    return score
 
 
 def reproduce(

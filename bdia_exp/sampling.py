@@ -21,7 +21,7 @@ from bdia_exp.solvers import grid_for
 DEFAULT_IMAGES = 64
 IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
-SCORED_BY = ("reference", "features", "metrics", "resize")
+SCORED_BY = ("reference", "features", "metrics", "resize", "clip")
 """The keys that decide, beside the images, what their score is."""
 
 

@@ -197,6 +197,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._names) if self._array is None else len(self._array)
 
+    @property
+    def names(self) -> list[str]:
+        """The images' files, within the set; none in an npz."""
+        return self._names
+
     def _bytes(self, name: str) -> bytes:
         if self._archive is not None:
             return self._archive.read(name)

@@ -25,6 +25,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
 THREADS = min(8, os.cpu_count() or 1)  # that decode images; PIL lets others run meanwhile
 
 
@@ -247,9 +248,17 @@ class ImageSet:
         return _as_tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
-def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2) -> Image.Image:
-    """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times."""
+def contact_sheet(
+    images: Tensor, columns: int, *, gap: int = 1, scale: int | None = None
+) -> Image.Image:
+    """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times.
+
+    Unless `scale` is given, those of at most 128 pixels are shown at twice their size, larger ones
+    at their own, and those above 256 averaged down to 256.
+    """
+    images = _at_most(images, LARGEST_SHOWN)
     n, c, h, w = images.shape
+    scale = scale or (2 if max(h, w) <= LARGEST_DOUBLED else 1)
     rows = -(-n // columns)
     sheet = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 255).byte()
     for i, image in enumerate(images):
@@ -257,6 +266,15 @@ def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2)
         sheet[:, y : y + h, x : x + w] = image
     picture = to_pil(sheet)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _at_most(images: Tensor, side: int) -> Tensor:
+    """The images with their longer side, if it is above, brought down to `side` pixels."""
+    height, width = images.shape[-2:]
+    if (longer := max(height, width)) <= side:
+        return images
+    size = (max(width * side // longer, 1), max(height * side // longer, 1))
+    return torch.stack([_as_tensor(to_pil(i).resize(size, Image.Resampling.BOX)) for i in images])
 
 
 def save_image(path: Path, picture: Image.Image) -> None:

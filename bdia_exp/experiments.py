@@ -17,7 +17,7 @@ from bdia_exp.estimates import Cost, cost_of, in_bytes
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.results import Record
-from bdia_exp.sampling import SCORED_BY, identity_of
+from bdia_exp.sampling import identity_of, same_score
 from bdia_exp.store import is_image_set
 
 SETTLED = {"images", "seeds", "out", "score"}
@@ -112,7 +112,7 @@ class Run:
         # Where the checkpoint is not, the record is believed.
         weights = checkpoints.sha256(here) if here else record["identity"]["checkpoint"]
         same_images = record["identity"] == identity_of(config, weights)
-        return same_images and all(record["config"].get(key) == config[key] for key in SCORED_BY)
+        return same_images and same_score(record["config"], config)
 
     @property
     def evaluations(self) -> int:
@@ -270,6 +270,8 @@ class Needs:
             str(config["reference"]): partial(_readable, config["reference"]),
             str(config["features"]): partial(run.arguments["features"], device="cpu"),
         }
+        if clip := config.get("clip"):
+            questions[f"clip={clip}"] = partial(checkpoints.locate, clip)
         for question, ask in questions.items():
             if question not in self._known:
                 self._known[question] = _reason(ask)
@@ -296,7 +298,7 @@ def _readable(reference: str | None) -> None:
 def absent(run: Run) -> list[str]:
     """The files that this run reads and that are not on this machine."""
     config = run.arguments["config"]
-    names = [config["model"]["checkpoint"], config["reference"]]
+    names = [config["model"]["checkpoint"], config["reference"], config.get("clip")]
     if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
     return [name for name in names if name and checkpoints.present(name) is None]

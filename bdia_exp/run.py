@@ -22,6 +22,7 @@ from bdia_exp.console import duration, one_of, positive, progress, say
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics import inception
+from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
@@ -30,11 +31,11 @@ from bdia_exp.models import Model
 from bdia_exp.results import Record
 from bdia_exp.sampling import (
     DEFAULT_IMAGES,
-    SCORED_BY,
     Job,
     Places,
     identity_of,
     require_gammas,
+    same_score,
     stream,
 )
 from bdia_exp.seeds import parse
@@ -65,6 +66,8 @@ def sample(
     score: bool,
     reference: str | None,
     metrics: list[str] | str | None,
+    resize: int | None,
+    clip: str | None,
     config: Record,
     choices: Record,
 ) -> Record:
@@ -83,8 +86,9 @@ def sample(
     about_text = job.texts.provenance if job.texts else {}
     scorer = None
     if score:
-        scorer = _scorer(features(device=device), reference, metrics, batch)
+        scorer = _scorer(features(device=device), reference, metrics, batch, resize, clip)
         scorer.require_enough(len(wanted))
+        scorer.require_prompts(job.model.takes_text)
 
     identity = identity_of(config, str(job.model.provenance["sha256"]))
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
@@ -93,8 +97,9 @@ def sample(
     if old:
         results.require_same(root, old.get("identity", {}), identity)
         results.require_same(root, {key: old.get(key) for key in about_text}, about_text)
-    asked = ("save", "score", *SCORED_BY) if score else ("save",)
-    if old.get("complete") and all(old["config"].get(key) == config[key] for key in asked):
+    asked = ("save", "score") if score else ("save",)
+    same = all(old.get("config", {}).get(key) == config[key] for key in asked)
+    if old.get("complete") and same and (not score or same_score(old["config"], config)):
         say(f"{root} is complete: nothing to do")
         return old
 
@@ -139,7 +144,8 @@ def sample(
             if made.images is None:
                 continue
             if scorer:
-                scorer.update(made.images, made.labels, made.seeds)
+                texts = job.texts(made.seeds).prompts if job.texts else None
+                scorer.update(made.images, made.labels, made.seeds, texts)
             for seed, image in zip(made.seeds, made.images, strict=True):
                 if len(shown) < sheet:
                     shown[seed] = image
@@ -183,6 +189,8 @@ def evaluate(
     reference: str,
     features: Callable[..., Extractor],
     metrics: list[str] | str | None,
+    resize: int | None,
+    clip: str | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -193,13 +201,13 @@ def evaluate(
     """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
     positive("batch", batch)
     device = dist.device(device)
-    found = store.ImageSet(images)
+    found = _image_set(images)
     count = len(found.first(limit))
+    prompts = prompts_of(found, count) if "clip" in _listed(metrics) else None
     dist.start(device)
-    extractor = features(device=device)
-    scorer = _scorer(extractor, reference, metrics, batch)
+    scorer = _scorer(features(device=device), reference, metrics, batch, resize, clip)
     scorer.require_enough(count)
-    _score_set(scorer, found, count, batch)
+    _score_set(scorer, found, count, batch, prompts)
     record = results.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
@@ -224,6 +232,7 @@ def reference(
     out: str,
     features: Callable[..., Extractor],
     keep: bool,
+    resize: int | None,
     limit: int | None,
     batch: int,
     device: str,
@@ -231,12 +240,13 @@ def reference(
     """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
     positive("batch", batch)
     device = dist.device(device)
-    found = store.ImageSet(images)
+    _require_size(resize)
+    found = _image_set(images)
     count = len(found.first(limit))
     dist.start(device)
     extractor = features(device=device)
     require_enough(count, extractor.dim)
-    scorer = Score(extractor, None, keep=keep)
+    scorer = Score(extractor, None, keep=keep, resize=resize)
     _score_set(scorer, found, count, batch)
     statistics = scorer.statistics()
     assert statistics.meta is not None
@@ -244,36 +254,68 @@ def reference(
     if dist.rank() == 0:
         file = Path(out if out.endswith(".npz") else f"{out}.npz").expanduser()
         statistics.save(file)
-        say(f"{file}: {scorer.extractor.note}, statistics of {statistics.count} images")
+        say(f"{file}: {scorer.note}, statistics of {statistics.count} images")
     dist.barrier()
     return statistics
 
 
-def _score_set(scorer: Score, found: store.ImageSet, count: int, batch: int) -> None:
-    """Scores the first `count` images, this rank's share of them."""
+def _score_set(
+    scorer: Score,
+    found: store.ImageSet,
+    count: int,
+    batch: int,
+    prompts: list[str] | None = None,
+) -> None:
+    """Scores the first `count` images, this rank's share of them, with a prompt for each."""
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
     with progress(count, "img") as bar:
         for start in starts:
             rows = range(start, min(start + batch, count))
             labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
-            scorer.update(found.read(rows), labels, rows)
+            # Of any sizes, if they are resized: a batch of them is in memory, no more.
+            pictures = found.read_each(rows) if scorer.resize else found.read(rows)
+            texts = prompts and [prompts[row] for row in rows]
+            scorer.update(pictures, labels, rows, texts)
             bar.update(len(rows) * dist.world())
 
 
+def _image_set(images: str) -> store.ImageSet:
+    """The images in a path, or in a published file (`fetch:FILE`)."""
+    published = images.startswith("fetch:")
+    return store.ImageSet(checkpoints.locate(images) if published else images)
+
+
+def _listed(metrics: list[str] | str | None) -> list[str]:
+    return metrics.split(",") if isinstance(metrics, str) else metrics or []
+
+
+def _require_size(resize: int | None) -> None:
+    if resize is not None:
+        positive("resize", resize)
+
+
 def _scorer(
-    extractor: Extractor, source: str | None, metrics: list[str] | str | None, batch: int
+    extractor: Extractor,
+    source: str | None,
+    metrics: list[str] | str | None,
+    batch: int,
+    resize: int | None = None,
+    clip: str | None = None,
 ) -> Score:
     """A score against `source`: an npz with mu and sigma, or a set of images."""
+    _require_size(resize)
     if source is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
-    metrics = metrics.split(",") if isinstance(metrics, str) else metrics or []
     path = checkpoints.locate(source)
+    score = Score(extractor, None, _listed(metrics), resize=resize, clip=clip)
     if not store.is_image_set(path):
-        return Score(extractor, Statistics.load(path), metrics)
-    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*metrics}))
+        score.compare_with(Statistics.load(path))
+        return score
+    real = Score(extractor, None, keep=bool({"kid", "prc"} & {*score.metrics}), resize=resize)
     found = store.ImageSet(path)
     _score_set(real, found, len(found), batch)
-    return Score(extractor, real.statistics(), metrics)
+    score.compare_with(real.statistics())
+    return score
 
 
 def reproduce(

@@ -28,8 +28,23 @@ IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
 TEXT_IDENTITY = ("prompt", "prompts", "prompts_seed", "guidance", "control")
 """Those that do so for a model of text to image, beside them."""
-SCORED_BY = ("reference", "features", "metrics")
+SCORED_BY = ("reference", "features", "metrics", "resize", "clip")
 """The keys that decide, beside the images, what their score is."""
+
+
+def same_score(old: Record, new: Record) -> bool:
+    """Whether two configurations of `sample` score the same images alike.
+
+    Records older than a key lack it, and were scored as its default has it.
+    """
+
+    def asked(config: Record) -> list:
+        chosen = {key: config.get(key) for key in SCORED_BY}
+        if isinstance(features := chosen["features"], dict) and features.get("dim") == 2048:
+            chosen["features"] = {key: features[key] for key in features if key != "dim"}
+        return [chosen[key] for key in SCORED_BY]
+
+    return asked(old) == asked(new)
 
 
 def identity_of(config: Record, checkpoint_sha256: str) -> Record:

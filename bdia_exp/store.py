@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from bdia_exp.errors import UserError
 
 WRITERS = min(8, os.cpu_count() or 1)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
+THREADS = min(8, os.cpu_count() or 1)  # that decode images; PIL lets others run meanwhile
 
 
 @contextmanager
@@ -241,6 +244,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._names) if self._array is None else len(self._array)
 
+    @property
+    def names(self) -> list[str]:
+        """The images' files, within the set; none in an npz."""
+        return self._names
+
     def _bytes(self, name: str) -> bytes:
         if self._archive is not None:
             return self._archive.read(name)
@@ -251,17 +259,32 @@ class ImageSet:
         if self._array is not None:
             found = torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
             return torch.stack([self._fitted(image) for image in found]) if self.fit else found
-        images = []
-        for row in rows:
-            name = self._names[row]
-            try:
-                images.append(self._fitted(_decode(self._bytes(name), upright=bool(self.fit))))
-            except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-                raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
-            if images[-1].shape != images[0].shape:
-                size, first = (tuple(i.shape) for i in (images[-1], images[0]))
-                raise UserError(f"{self.path}: {name} is {size}, others are {first}: one size only")
+        images = self.read_each(rows, upright=bool(self.fit))
+        for row, image in zip(rows, images, strict=True):
+            if image.shape != images[0].shape:
+                size, first = (tuple(i.shape) for i in (image, images[0]))
+                raise UserError(
+                    f"{self.path}: {self._names[row]} is {size}, others are {first}: one size "
+                    "only, unless resize= makes them one"
+                )
         return torch.stack(images)
+
+    def read_each(self, rows: Sequence[int], *, upright: bool = True) -> list[Tensor]:
+        """The images at these positions, each uint8 [C, H, W] of its own size.
+
+        With `upright` they are turned as their cameras say.
+        """
+        if self._array is not None:
+            return list(self.read(rows))
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(partial(self._read_one, upright=upright), rows))
+
+    def _read_one(self, row: int, upright: bool) -> Tensor:
+        name = self._names[row]
+        try:
+            return self._fitted(_decode(self._bytes(name), upright=upright))
+        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
 
     def _fitted(self, image: Tensor) -> Tensor:
         if self.fit is None or tuple(image.shape) == self.fit:
@@ -271,9 +294,17 @@ class ImageSet:
         return _as_tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
-def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2) -> Image.Image:
-    """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times."""
+def contact_sheet(
+    images: Tensor, columns: int, *, gap: int = 1, scale: int | None = None
+) -> Image.Image:
+    """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times.
+
+    Unless `scale` is given, those of at most 128 pixels are shown at twice their size, larger ones
+    at their own, and those above 256 averaged down to 256.
+    """
+    images = _at_most(images, LARGEST_SHOWN)
     n, c, h, w = images.shape
+    scale = scale or (2 if max(h, w) <= LARGEST_DOUBLED else 1)
     rows = -(-n // columns)
     sheet = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 255).byte()
     for i, image in enumerate(images):
@@ -281,6 +312,15 @@ def contact_sheet(images: Tensor, columns: int, *, gap: int = 1, scale: int = 2)
         sheet[:, y : y + h, x : x + w] = image
     picture = to_pil(sheet)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _at_most(images: Tensor, side: int) -> Tensor:
+    """The images with their longer side, if it is above, brought down to `side` pixels."""
+    height, width = images.shape[-2:]
+    if (longer := max(height, width)) <= side:
+        return images
+    size = (max(width * side // longer, 1), max(height * side // longer, 1))
+    return torch.stack([_as_tensor(to_pil(i).resize(size, Image.Resampling.BOX)) for i in images])
 
 
 def save_image(path: Path, picture: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """Experiments: the runs of a table, what they cost, and what they lack."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from bdia_exp import experiments, run
 from bdia_exp.cli import arguments
 from bdia_exp.errors import UserError
+from bdia_exp.sampling import same_score
 from tests.countable import DECODING, EVALUATION, Latent
 
 TINY = {
@@ -52,6 +54,17 @@ def reproduce(experiment: dict, out: Path | None, **changes) -> dict:
     settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
     settings |= {"compose": compose}
     return run.reproduce(experiment=experiment, out=out and str(out), **(settings | changes))
+
+
+def test_records_of_before_a_key_count_as_done():
+    """They were scored as the key's default has it; any other value is another score."""
+    words = ["features=inception", "images=70"]
+    new = compose(words)["config"]
+    old = json.loads(json.dumps(new))
+    del old["resize"], old["features"]["dim"]
+    assert same_score(old, new)
+    for other in ("resize=256", "features.dim=64", "metrics=[fid,prc]", "reference=other.npz"):
+        assert not same_score(old, compose([*words, other])["config"])
 
 
 def test_a_cell_has_a_run_for_every_seed_range(tmp_path):

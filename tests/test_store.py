@@ -143,6 +143,31 @@ def test_contact_sheet_places_images():
     assert sheet.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((32, 32), (64, 64)),
+        ((128, 128), (256, 256)),
+        ((129, 64), (129, 64)),
+        ((256, 256), (256, 256)),
+        ((512, 512), (256, 256)),
+        ((300, 600), (128, 256)),
+    ],
+)
+def test_contact_sheet_shows_large_images_at_a_readable_size(size, shown):
+    sheet = store.contact_sheet(torch.zeros(1, 3, *size, dtype=torch.uint8), 1)
+    assert (sheet.height, sheet.width) == shown
+
+
+def test_contact_sheet_averages_large_images():
+    images = torch.randint(256, (2, 3, 512, 512), dtype=torch.uint8)
+    sheet = torch.from_numpy(np.array(store.contact_sheet(images, 2))).permute(2, 0, 1)
+    mean = torch.nn.functional.avg_pool2d(images.float(), 2)
+    assert (sheet[:, :, :256] - mean[0]).abs().max() <= 1  # rounded twice
+    assert (sheet[:, :, 257:] - mean[1]).abs().max() <= 1
+    assert (sheet[:, :, 256] == 255).all()
+
+
 def test_dataset_json_is_in_the_form_that_edm_reads(tmp_path, images):
     folder = store.Folder(tmp_path)
     folder.write([0, 1], images[:2])

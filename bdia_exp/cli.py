@@ -42,8 +42,8 @@ POSITIONAL = {
     "fetch": "what",
 }
 """The key that a command's words without `=` in front are the value of, joined by commas."""
-SCORING = {"features", "reference"}
-"""The keys that a model brings for its score; commands that give none leave them."""
+BROUGHT = {"features", "reference", "resize", "prompts", "batch"}
+"""The keys that a model may bring; commands that do not take one leave it."""
 PARALLEL = ("sample", "evaluate", "reference", "reproduce", "sweep")
 """The commands that several processes share the work of."""
 
@@ -125,6 +125,8 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
 
     Without --multirun a comma means nothing special: `seeds=0-9,20` is one text.
     """
+    if POSITIONAL.get(command) == "images":
+        words = tuple(re.sub(r"^image=", "images=", word) for word in words)
     bare = list(takewhile(lambda word: "=" not in word, words))
     if bare and command in POSITIONAL:
         words = (f"{POSITIONAL[command]}={','.join(bare)}", *words[len(bare) :])
@@ -228,7 +230,7 @@ def call(command: str, overrides: list[str]) -> Any:
     if "listing" in asked:
         extra["listing"] = _models()
     given = arguments(command, overrides, described="config" in asked) | extra
-    for key in SCORING - asked.keys():
+    for key in BROUGHT - asked.keys():
         given.pop(key, None)
     check(function, given)
     return function(**given)
@@ -441,9 +443,9 @@ _add(
 )
 _add(
     "edit",
-    "Images to noise, and back as another class.",
-    "Invert images under their own class and regenerate them under another.",
-    "runs/mine to=7 sampler.gamma=0.95 strength=0.8",
+    "Images to noise, and back as something else.",
+    "Invert images under their own class or prompt and regenerate them under another.",
+    "photo.png model=sd15 prompt='a cat' to='a dog' nfe=50 strength=0.8 sampler.gamma=0.96",
 )
 _add(
     "convergence",

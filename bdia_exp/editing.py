@@ -10,6 +10,7 @@ is read from `config`, the same keys as plain data, by `Trip.prepared`.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.fixedpoint import Log, quantise, value
 from bdia_exp.inversion import STATES, FixedPointInversion, Inversion, Kept
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.models import Model, require_class
+from bdia_exp.models import Condition, Model, Text, require_class
 from bdia_exp.results import Record
 from bdia_exp.sampling import require_gammas
 from bdia_exp.solvers import grid_for
@@ -46,6 +47,8 @@ def invert(
     images: str,
     limit: int | None,
     class_: int | None,
+    prompt: str | None,
+    guidance: float,
     nfe: int,
     strength: float,
     state: str,
@@ -77,6 +80,8 @@ def roundtrip(
     images: str,
     limit: int | None,
     class_: int | None,
+    prompt: str | None,
+    guidance: float,
     nfe: int,
     strength: float,
     state: str,
@@ -105,7 +110,7 @@ def roundtrip(
         "nfe_back": back.nfe,
         **trip.about_noise(there),
         "state_error": _errors(back.last("z"), trip.states),
-        "pixel_error": _errors(pictures, trip.images),
+        **trip.pixel_errors(pictures),
         "amplification": trip.amplification(there, back),
     }
     rows = {
@@ -114,10 +119,11 @@ def roundtrip(
         "difference × 4": _difference(pictures, trip.images, 4),
     }
     wrong, pixels = numbers["state_error"], numbers["pixel_error"]
+    units = " (pixels are −1 to 1)" if trip.through_autoencoder is None else ""
     sentence = (
-        f"{_noise_sentence(numbers)}\nstate error: max {wrong['max']:.2e}, RMS {wrong['rms']:.2e} "
-        f"(pixels are −1 to 1); pixel error: max {pixels['max']:.0f}, RMS {pixels['rms']:.3f} of "
-        f"255{_amplification_sentence(numbers['amplification'])}"
+        f"{_noise_sentence(numbers)}\nstate error: max {wrong['max']:.2e}, RMS {wrong['rms']:.2e}"
+        f"{units}; pixel error: max {pixels['max']:.0f}, RMS {pixels['rms']:.3f} of "
+        f"255{_autoencoder_sentence(numbers)}{_amplification_sentence(numbers['amplification'])}"
     )
     return trip.finish(rows, pictures, numbers, sentence)
 
@@ -131,7 +137,9 @@ def edit(
     images: str,
     limit: int | None,
     class_: int | None,
-    to: int,
+    prompt: str | None,
+    guidance: float,
+    to: int | str,
     nfe: int,
     strength: float,
     state: str,
@@ -146,14 +154,17 @@ def edit(
     config: Record,
     choices: Record,
 ) -> Record:
-    """Images to noise under their class, and back under another. Returns the record that it wrote.
+    """Images to noise under their class or prompt, and back under another. Returns its record.
 
-    The reconstruction, back under their own class, is made too.
+    The reconstruction, back under their own, is made too.
     """
     trip = Trip.prepared(config, choices, "edit", model, sampler, grid)
     if trip.done:
         return trip.done
-    require_class(trip.model, "to", to)
+    if not trip.model.takes_text:
+        if not isinstance(to, int):
+            raise UserError(f"to={to}: this model takes no text; give the number of a class")
+        require_class(trip.model, "to", to)
     extractor = features(device=trip.device) if classify else None
     if extractor and extractor.classes != trip.model.num_classes:
         raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
@@ -164,20 +175,21 @@ def edit(
         "nfe": there.nfe,
         "nfe_back": away.nfe,
         **trip.about_noise(there),
-        "pixel_error": _errors(same, trip.images),
+        **trip.pixel_errors(same),
         "edit_distance": _errors(pictures, trip.images),
     }
     sentence = (
         f"{_noise_sentence(numbers)}\nreconstruction: RMS {numbers['pixel_error']['rms']:.3f} of "
-        f"255 from the input; edit: RMS {numbers['edit_distance']['rms']:.1f}"
+        f"255 from the input{_autoencoder_sentence(numbers)}; edit: RMS "
+        f"{numbers['edit_distance']['rms']:.1f}"
     )
-    if extractor:
+    if extractor and isinstance(to, int):
         numbers["classified_as_to"] = share = _share(extractor, pictures, to)
         sentence += f"\nthe classifier sees class {to} in {100 * share:.1f} % of the edits"
     rows = {
         "input": trip.images,
         "reconstruction": same,
-        f"edit, class {to}": pictures,
+        "edit" if trip.model.takes_text else f"edit, class {to}": pictures,
         "difference": _difference(pictures, trip.images, 1),
     }
     return trip.finish(rows, pictures, numbers, sentence)
@@ -207,7 +219,7 @@ class Trip:
     config: Record
     record: Record
     images: Tensor  # uint8 [N, C, H, W]
-    labels: Tensor | None  # int64 [N]
+    labels: Tensor | None  # int64 [N]; of a text model None
     states: Tensor  # [N, C, H, W], of the dtype that is asked for
     done: Record | None
 
@@ -229,7 +241,7 @@ class Trip:
             raise UserError(f"strength={config['strength']} leaves no step: choose more")
         levels = levels[-gone - 1 :]
 
-        found = store.ImageSet(config["images"], fit=net.shape)
+        found = store.ImageSet(config["images"], fit=net.image_shape)
         rows = found.first(config["limit"])
         images = found.read(rows)
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
@@ -245,6 +257,8 @@ class Trip:
             "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
             "labels": None if labels is None else labels.tolist(),
         }
+        if net.takes_text:
+            identity |= {key: config[key] for key in ("prompt", "guidance")}
         if verb == "edit":
             identity |= {"to": config["to"]}
             identity["classify"] = config["classify"] and config["features"]
@@ -265,10 +279,14 @@ class Trip:
             "config": config,
         }
         trip = cls(root, device, net, way, levels, config, record, images, labels, x, None)
+        if config["prompt"] is not None and not net.takes_text:
+            raise UserError("prompt=: this model takes no text; leave prompt= out")
         if not net.num_classes:
             trip.labels = None
             if config["class"] is not None:
                 require_class(net, "class", config["class"])
+            if net.takes_text and config["prompt"] is None:
+                raise UserError('say what the images show with prompt="…"; "" is nothing')
         elif labels is None:
             raise UserError("these images bring no labels: say what they show with class=")
         for label in sorted(set(trip.labels.tolist() if trip.labels is not None else [])):
@@ -298,25 +316,36 @@ class Trip:
 
     def encode(self, starts: Sequence[Kept]) -> Way:
         """To noise, batch after batch."""
-        return self._walk("to noise", self.inversion.encode, starts, self.labels)
+        return self._walk("to noise", self.inversion.encode, starts)
 
-    def decode(self, there: Way, to: int | None = None) -> Way:
-        """Back again, under the images' own class or another."""
-        labels = self.labels if to is None else torch.full((len(self.images),), to)
+    def decode(self, there: Way, to: int | str | None = None) -> Way:
+        """Back again, under the images' own class or prompt, or another."""
         same = to is None
 
         def way(model, kept, grid):
             return self.inversion.decode(model, kept, grid, same=same)
 
-        return self._walk("back", way, there.kept, labels)
+        return self._walk("back", way, there.kept, to)
 
-    def _walk(self, name: str, way: Callable, starts: Sequence[Kept], labels) -> Way:
+    def condition(self, rows: slice, to: int | str | None = None) -> Condition:
+        """That of some of the images: their own class or prompt, or `to`."""
+        count = len(self.images[rows])
+        if self.model.takes_text:
+            prompt = self.config["prompt"] if to is None else str(to)
+            return Text([prompt] * count, self.config["guidance"])
+        if isinstance(to, int):
+            return torch.full((count,), to)
+        return None if self.labels is None else self.labels[rows]
+
+    def _walk(
+        self, name: str, way: Callable, starts: Sequence[Kept], to: int | str | None = None
+    ) -> Way:
         size, ends, nfe = self.config["batch"], [], 0
         with torch.inference_mode(), progress(len(starts) * (len(self.grid) - 1), "steps") as bar:
             bar.set_description(name)
             for number, start in enumerate(starts):
-                mine = None if labels is None else labels[number * size : (number + 1) * size]
-                denoiser = Counted(self.model.denoiser(mine))
+                rows = slice(number * size, (number + 1) * size)
+                denoiser = Counted(self.model.denoiser(self.condition(rows, to)))
                 for state in way(denoiser, start, self.grid):
                     bar.update()
                     kept = state
@@ -344,6 +373,21 @@ class Trip:
         """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
         parts = way.last("z").double().split(self.config["batch"])
         return torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
+
+    @cached_property
+    def through_autoencoder(self) -> Tensor | None:
+        """What the images are after encoding and decoding alone; None if they stay as they are."""
+        parts = self.states.double().split(self.config["batch"])
+        images = torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
+        return None if torch.equal(images, self.images) else images
+
+    def pixel_errors(self, pictures: Tensor) -> Record:
+        """Of a reconstruction, from the input; and how much of it is the autoencoder's."""
+        numbers: Record = {"pixel_error": _errors(pictures, self.images)}
+        if self.through_autoencoder is not None:
+            numbers["autoencoder_error"] = _errors(self.through_autoencoder, self.images)
+            numbers["inversion_error"] = _errors(pictures, self.through_autoencoder)
+        return numbers
 
     def about_noise(self, there: Way) -> Record:
         """How far from noise the end of the way is, and how much was kept beside the states."""
@@ -412,7 +456,11 @@ class Trip:
         )
         self.record |= {"complete": True, **numbers}
         results.save(self.root / "record.json", self.record)
-        say(f"{self.root}: {total} images, {len(self.grid) - 1} steps\n{text}")
+        spent = f"{numbers['nfe']} evaluations to noise"
+        spent += f" and {numbers['nfe_back']} back" if "nfe_back" in numbers else ""
+        if self.model.takes_text and self.config["guidance"] != 1:
+            spent += " (each of two rows: guidance)"
+        say(f"{self.root}: {total} images, {len(self.grid) - 1} steps, {spent}\n{text}")
         return self.record
 
 
@@ -474,6 +522,13 @@ def _noise_sentence(numbers: Record) -> str:
         if side["wrapped"] or side["clipped"]:
             text += f", {side['wrapped'] + side['clipped']} numbers left the range"
     return text
+
+
+def _autoencoder_sentence(numbers: Record) -> str:
+    if "inversion_error" not in numbers:
+        return ""
+    own, rest = numbers["autoencoder_error"]["rms"], numbers["inversion_error"]["rms"]
+    return f" (the autoencoder alone: {own:.3f}; from what it gives: {rest:.3f})"
 
 
 def _amplification_sentence(found: Record | None) -> str:

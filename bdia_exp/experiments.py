@@ -128,12 +128,14 @@ def runs_of(
     repeats: int,
     settings: Sequence[str],
     compose: Callable[[list[str]], Record],
+    defaults: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Run]:
     """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
 
     `compose` turns a list of overrides into the arguments of `sample`; `overrides` are the user's,
-    for every cell. Images are kept until a run is complete, so that a killed one goes on.
+    for every cell, and replace what they name of `defaults`, the experiment's `settings`. Images
+    are kept until a run is complete, so that a killed one goes on.
     Raises UserError if they touch what a cell, or the experiment, is made of.
     """
     runs = []
@@ -144,8 +146,10 @@ def runs_of(
                 f"overrides: {' and '.join(sorted(both))} of {cell.name} cannot be changed; "
                 "use limit=, cells=, out=, or an experiment of your own in configs/experiment"
             )
+        given = {word.partition("=")[0].lstrip("+~") for word in (*overrides, *cell.overrides)}
+        first = [word for word in defaults if word.partition("=")[0] not in given]
         fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
-        arguments = compose([*cell.overrides, *fixed])
+        arguments = compose([*first, *cell.overrides, *fixed])
         for start in range(0, repeats * stride, stride):
             where = {
                 "seeds": f"{start}-{start + images - 1}",
@@ -270,8 +274,9 @@ class Needs:
             str(config["reference"]): partial(_readable, config["reference"]),
             str(config["features"]): partial(run.arguments["features"], device="cpu"),
         }
-        if clip := config.get("clip"):
-            questions[f"clip={clip}"] = partial(checkpoints.locate, clip)
+        for key in ("clip", "prompts"):
+            if source := config.get(key):
+                questions[f"{key}={source}"] = partial(checkpoints.locate, source)
         for question, ask in questions.items():
             if question not in self._known:
                 self._known[question] = _reason(ask)
@@ -298,7 +303,9 @@ def _readable(reference: str | None) -> None:
 def absent(run: Run) -> list[str]:
     """The files that this run reads and that are not on this machine."""
     config = run.arguments["config"]
-    names = [config["model"]["checkpoint"], config["reference"], config.get("clip")]
+    names = [config["model"]["checkpoint"], config["reference"]]
+    names += [config.get("clip"), config.get("prompts")]
     if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
-    return [name for name in names if name and checkpoints.present(name) is None]
+    files = [name for name in names if name and not name.startswith("random:")]
+    return [name for name in files if checkpoints.present(name) is None]

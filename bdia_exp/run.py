@@ -326,7 +326,7 @@ def reproduce(
     cells: str | int | None,
     repeats: int | None,
     report: str | None,
-    batch: int,
+    batch: int | None,
     device: str,
     overrides: str | None,
     dry_run: bool,
@@ -338,7 +338,8 @@ def reproduce(
     Cells that cannot run here are named with what they lack, and the others run.
     Raises UserError at the end if there were any.
     """
-    positive("batch", batch)
+    if batch is not None:
+        positive("batch", batch)
     report = _report(experiment, report)
     repeats = experiment.get("repeats", 1) if repeats is None else repeats
     positive("repeats", repeats)
@@ -359,7 +360,8 @@ def reproduce(
         images=images,
         stride=full,
         repeats=repeats,
-        settings=[f"batch={batch}", f"device={device}"],
+        settings=[f"device={device}", *([f"batch={batch}"] if batch else [])],
+        defaults=experiment.get("settings", []),
         overrides=more,
         compose=compose,
     )

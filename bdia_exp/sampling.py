@@ -89,16 +89,15 @@ class Texts:
                 if config[key] is not None:
                     raise UserError(f"{key}=: this model takes no text; leave {key}= out")
             return None
-        if (text is None) == (source is None):
+        if text is None and source is None:
             raise UserError(
-                'give prompt="what the images show", or prompts=FILE with a caption for each, not '
-                "both"
-                if text is not None
-                else "neither"
+                'give prompt="what the images show", or prompts=FILE with a caption for each'
             )
         if not config["guidance"] >= 0:
             raise UserError(f"guidance={config['guidance']} must be 0 or more; 1 is no guidance")
-        chosen = prompts.read(source, config["prompts_seed"]) if source else prompts.of_text(text)
+        chosen = (
+            prompts.read(source, config["prompts_seed"]) if text is None else prompts.of_text(text)
+        )
         return cls(chosen, config["guidance"], control_image(model, config["control"]))
 
     def __call__(self, seeds: Sequence[int]) -> Text:

@@ -28,6 +28,8 @@ def collect(
     drawn = []
     for table in experiment["tables"]:
         published = table.get("published") or {}
+        common = [*experiment.get("settings", []), *experiment.get("common", [])]
+        model = _model([*common, *table.get("common", [])])
         cells = []
         for row in table["rows"]:
             for column in map(str, table["columns"]):
@@ -36,7 +38,9 @@ def collect(
                     continue
                 fids = [run["score"]["fid"] for run in runs]
                 accuracies = [run["score"].get("label_accuracy") for run in runs]
+                clips = [run["score"].get("clip_score") for run in runs]
                 first = runs[0]
+                same_model = model in (None, first["model"]["name"])
                 cell = {
                     "row": row,
                     "column": column,
@@ -46,6 +50,7 @@ def collect(
                     "fid_sd": stdev(fids) if len(fids) > 1 else None,
                     "seeds": [run["identity"]["seeds"] for run in runs],
                     "label_accuracy": None if None in accuracies else fmean(accuracies),
+                    "clip_score": None if None in clips else fmean(clips),
                     "images": first["score"]["images"],
                     "nfe": first["nfe"],
                     "note": first["score"]["note"],
@@ -53,7 +58,7 @@ def collect(
                     "images_per_second": first["images_per_second"],
                     "commit": first["commit"],
                     "checkpoint_sha256": first["model"]["sha256"],
-                    "published": (published.get(row) or {}).get(column),
+                    "published": (published.get(row) or {}).get(column) if same_model else None,
                 }
                 cells.append(cell)
         drawn.append(
@@ -74,6 +79,12 @@ def collect(
     }
 
 
+def _model(overrides: Sequence[str]) -> str | None:
+    """The model that overrides name, whose published numbers a table holds."""
+    named = [word.partition("=")[2] for word in overrides if word.startswith("model=")]
+    return named[-1] if named else None
+
+
 def markdown(drawn: Drawn) -> str:
     """Every table as Markdown. Lower FID is better; the best of each column is bold."""
     parts = [f"# {drawn['title']}"]
@@ -91,6 +102,13 @@ def markdown(drawn: Drawn) -> str:
                 if cell["label_accuracy"] is not None
             }
             parts.append(_grid(table, cells, "label accuracy", texts))
+        if any(cell.get("clip_score") is not None for cell in cells.values()):
+            texts = {
+                key: f"{cell['clip_score']:.2f}"
+                for key, cell in cells.items()
+                if cell["clip_score"] is not None
+            }
+            parts.append(_grid(table, cells, "CLIP score", texts))
         if table["match"]:
             parts.append(_nearest_row(table, cells))
     return "\n\n".join(parts) + "\n"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from omegaconf import OmegaConf
 
 from bdia_exp import experiments, run
-from bdia_exp.cli import CONFIGS, SCORING, arguments, check, composed, expand, main, options, verb
+from bdia_exp.cli import BROUGHT, CONFIGS, arguments, check, composed, expand, main, options, verb
 from bdia_exp.errors import UserError
 from tests.samplers import SAMPLERS, STOCHASTIC
 
@@ -45,7 +45,7 @@ def test_config_keys_are_the_parameters_of_the_verbs(command):
     config, _ = composed(command, GIVEN.get(command, []))
     keys = {f"{key}_" if key == "class" else key for key in config}
     parameters = set(inspect.signature(verb(command)).parameters)
-    keys -= SCORING - parameters
+    keys -= BROUGHT - parameters
     assert keys == parameters - {"config", "choices", "compose", "listing"}
 
 

@@ -36,6 +36,7 @@ POSITIONAL = {
     "invert": "images",
     "roundtrip": "images",
     "edit": "images",
+    "edits": "images",
     "reference": "images",
     "reproduce": "experiment",
     "table": "experiment",
@@ -44,6 +45,8 @@ POSITIONAL = {
 """The key that a command's words without `=` in front are the value of, joined by commas."""
 BROUGHT = {"features", "reference", "resize", "prompts", "batch"}
 """The keys that a model may bring; commands that do not take one leave it."""
+COMPOSING = {"edits": "edit"}
+"""What a command that runs others runs, where that is not `sample`."""
 PARALLEL = ("sample", "evaluate", "reference", "reproduce", "sweep")
 """The commands that several processes share the work of."""
 
@@ -226,7 +229,7 @@ def call(command: str, overrides: list[str]) -> Any:
     asked = inspect.signature(function).parameters
     extra: dict[str, Any] = {}
     if "compose" in asked:
-        extra["compose"] = partial(_sample_arguments, check_with=verb("sample"))
+        extra["compose"] = partial(_arguments_of, COMPOSING.get(command, "sample"))
     if "listing" in asked:
         extra["listing"] = _models()
     given = arguments(command, overrides, described="config" in asked) | extra
@@ -236,9 +239,13 @@ def call(command: str, overrides: list[str]) -> Any:
     return function(**given)
 
 
-def _sample_arguments(overrides: list[str], check_with: Callable) -> dict[str, Any]:
-    given = arguments("sample", overrides, described=True)
-    check(check_with, given)
+def _arguments_of(command: str, overrides: list[str]) -> dict[str, Any]:
+    """What `call` would call a command's function with."""
+    given = arguments(command, overrides, described=True)
+    asked = inspect.signature(verb(command)).parameters
+    for key in BROUGHT - asked.keys():
+        given.pop(key, None)
+    check(verb(command), given)
     return given
 
 
@@ -446,6 +453,13 @@ _add(
     "Images to noise, and back as something else.",
     "Invert images under their own class or prompt and regenerate them under another.",
     "photo.png model=sd15 prompt='a cat' to='a dog' nfe=50 strength=0.8 sampler.gamma=0.96",
+)
+_add(
+    "edits",
+    "The same edit by several methods, on a sheet.",
+    "Edit the same images with several methods and draw them on one sheet, with the errors of "
+    "their reconstructions.",
+    "photo.png prompt='a cat' to='a dog' settings='model=sd15'",
 )
 _add(
     "convergence",

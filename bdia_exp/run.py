@@ -21,6 +21,7 @@ from bdia_exp import fetch as downloads
 from bdia_exp.console import duration, one_of, positive, progress, say
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.extras import require
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.features import Extractor
@@ -292,6 +293,7 @@ def _listed(metrics: list[str] | str | None) -> list[str]:
 def _require_size(resize: int | None) -> None:
     if resize is not None:
         positive("resize", resize)
+        require("cv2")
 
 
 def _scorer(
@@ -446,8 +448,8 @@ def fetch(*, what: str, listing: Record) -> list[Path]:
     sources["inception"] = [lambda: inception.load_weights("auto").path]
     for model, entry in listing.items():
         names = [entry[key] for key in ("checkpoint", "reference") if entry[key]]
-        if any(name.startswith("fetch:") for name in names):
-            sources[model] = [partial(checkpoints.locate, name) for name in names]
+        if remote := [name for name in names if name.startswith(("fetch:", "hub:"))]:
+            sources[model] = [partial(checkpoints.locate, name) for name in remote]
     brought, failed = [], []
     for name in what.split(","):
         if name not in sources:
@@ -473,8 +475,15 @@ def models(*, listing: Record) -> Record:
         state = "needs model.checkpoint=PATH"
         if entry["checkpoint"]:
             path = checkpoints.present(entry["checkpoint"])
-            absent = "to be fetched" if entry["checkpoint"].startswith("fetch:") else "missing"
-            state = f"ready ({path.stat().st_size / 1e6:.1f} MB)" if path else absent
+            kind = entry["checkpoint"].partition(":")[0]
+            absent = {
+                "fetch": "to be fetched",
+                "hub": "to be fetched",
+                "random": "made on the spot",
+            }
+            state = absent.get(kind, "missing")
+            if path:
+                state = f"ready ({path.stat().st_size / 1e6:.1f} MB)"
         say(f"model={name:16} {state:28} {entry['about']}")
     return listing
 

@@ -1,0 +1,107 @@
+"""`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bdia_exp import editing, figures, results, store
+from bdia_exp.console import positive, say
+from bdia_exp.errors import UserError
+from bdia_exp.results import Record
+from bdia_exp.schedules import linear_vp
+from bdia_exp.solvers import evaluations
+from bdia_exp.studies.cells import Compose, entries, markdown_table
+
+
+def edits(
+    *,
+    images: str,
+    limit: int | None,
+    class_: int | None,
+    prompt: str | None,
+    to: int | str,
+    methods: list | str,
+    settings: str | None,
+    steps: int,
+    strength: float,
+    guidance: float,
+    device: str,
+    out: str | None,
+    compose: Compose,
+) -> Record:
+    """Runs `edit` for every method with the same number of steps, then draws the sheet.
+
+    Methods that are done already are not done again. Returns the records by method.
+    """
+    positive("steps", steps)
+    asked: Record = {"images": images, "limit": limit, "class": class_, "prompt": prompt, "to": to}
+    asked |= {"strength": strength, "guidance": guidance, "device": device}
+    common = [f"{key}={_quoted(value)}" for key, value in asked.items() if value is not None]
+    common += shlex.split(settings or "")
+    chosen = entries("methods", methods, "sampler", within=("grid",))
+    plan = {label: [*common, *how] for label, how in chosen.items()}
+    root = Path(out).expanduser() if out else Path("runs") / f"edits-{results.digest(plan)}"
+    records: Record = {}
+    for label, words in plan.items():
+        first = compose(words)
+        # No cost depends on the schedule.
+        nfe = evaluations(first["sampler"], first["grid"](steps, linear_vp()))
+        folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
+        say(f"-- {label}")
+        records[label] = editing.edit(**compose([*words, f"nfe={nfe}", f"out={_quoted(folder)}"]))
+    _draw(records, root, images)
+    return records
+
+
+def _draw(records: Record, root: Path, images: str) -> None:
+    strips: dict[str, Path | Image.Image] = {}
+    rows = []
+    for label, record in records.items():
+        found = store.ImageSet(record["config"]["out"]).read(range(record["images"]))
+        if not strips:
+            channels, height, width = found.shape[1:]
+            source = store.ImageSet(images, fit=(channels, height, width))
+            strips["input"] = store.contact_sheet(source.read(range(len(found))), len(found))
+        spent = record["nfe"] + record["nfe_back"]
+        strips[f"{label}: {spent} evaluations"] = store.contact_sheet(found, len(found))
+        own = record.get("inversion_error", record["pixel_error"])
+        rows.append(
+            [
+                label,
+                f"{own['rms']:.3f}",
+                f"{record['pixel_error']['rms']:.3f}",
+                f"{record['edit_distance']['rms']:.1f}",
+                f"{record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f})",
+                f"{record['nfe']} + {record['nfe_back']}",
+            ]
+        )
+    figures.side_by_side(strips, root / "sheet.png")
+    heads = ["method", "inversion", "reconstruction", "edit", "noise", "evaluations"]
+    config: dict[str, Any] = next(iter(records.values()))["config"]
+    what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
+    lines = [
+        f"# Edits {what}to {config['to']!r}",
+        "![Edits](sheet.png)",
+        "RMS of pixels, of 255: what the round trip alone does to the images, the reconstruction "
+        "from the input (with what an autoencoder loses), the edit from the input. Noise: RMS of "
+        "the inverted images, and what images noised at random have. Evaluations: to noise and "
+        "back.",
+        markdown_table(heads, rows),
+    ]
+    store.write_text(root / "edits.md", "\n\n".join(lines) + "\n")
+    results.save(root / "edits.json", records)
+    say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
+
+
+def _quoted(value: Any) -> str:
+    """A value as Hydra takes it literally."""
+    if isinstance(value, (int, float)):
+        return str(value)
+    text = str(value)
+    if "\n" in text:
+        raise UserError(f"{text!r}: give a text of one line")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -40,7 +40,8 @@ def collect(
                 accuracies = [run["score"].get("label_accuracy") for run in runs]
                 clips = [run["score"].get("clip_score") for run in runs]
                 first = runs[0]
-                same_model = model in (None, first["model"]["name"])
+                name = first["model"].get("name")
+                same_model = model in (None, name)
                 cell = {
                     "row": row,
                     "column": column,
@@ -58,6 +59,8 @@ def collect(
                     "images_per_second": first["images_per_second"],
                     "commit": first["commit"],
                     "checkpoint_sha256": first["model"]["sha256"],
+                    "model": name,
+                    "other_model_than": None if same_model else model,
                     "published": (published.get(row) or {}).get(column) if same_model else None,
                 }
                 cells.append(cell)
@@ -121,6 +124,9 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     runs = sorted({len(cell["fids"]) for cell in cells})
     each = " or ".join(f"{n:,}" for n in images)
     sentences = [f"{each} images a run, the same seeds in every cell", "; ".join(notes)]
+    if others := {(c["model"], c["other_model_than"]) for c in cells if c.get("other_model_than")}:
+        swapped = " and ".join(f"model={name}, not {usual}" for name, usual in sorted(others))
+        sentences.append(f"**made with {swapped}**")
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")

@@ -28,10 +28,19 @@ from bdia_exp.torch_files import read_torch
 
 BUNDLED = Path(__file__).parent / "bundled"
 
-# Files of weights in diffusers' and transformers' folders, and the networks of a pipeline.
-DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
-PIPELINE = {"unet": DIFFUSERS, "vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
+# The networks of a pipeline, and what diffusers and transformers call a network's weights: the
+# first of these that is there is read. fp16 is a variant for those who keep no other.
+PIPELINE = ("unet", "vae", "text_encoder")
+WEIGHTS = [
+    f"{name}{variant}.{suffix}"
+    for variant in ("", ".fp16")
+    for name, suffix in (
+        ("diffusion_pytorch_model", "safetensors"),
+        ("diffusion_pytorch_model", "bin"),
+        ("model", "safetensors"),
+        ("pytorch_model", "bin"),
+    )
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +105,8 @@ def sha256(path: str | Path) -> str:
     networks, `PIPELINE`, one after the other. Raises UserError if a folder holds no weights.
     """
     path = Path(path)
-    if (path / "model_index.json").is_file():
-        digests = [sha256(_weights_in(path / part, names)) for part, names in PIPELINE.items()]
+    if (path / "unet").is_dir():
+        digests = [sha256(_weights_in(path / part)) for part in PIPELINE]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
     path = _weights_in(path) if os.path.isdir(path) else path
     about = path.stat()
@@ -199,9 +208,9 @@ def _read_torch(path: Path) -> Parts:
     return {}, read_torch(path), {}
 
 
-def _weights_in(folder: Path, names: tuple[str, str] = DIFFUSERS) -> Path:
-    """The file of a network's folder in diffusers' layout."""
-    for name in names:
+def _weights_in(folder: Path) -> Path:
+    """The file of a network's folder in the layout of diffusers or transformers."""
+    for name in WEIGHTS:
         if (path := folder / name).is_file():
             return path
-    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(names)}")
+    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(WEIGHTS[:4])}")

@@ -9,7 +9,7 @@ single file does not.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,20 +55,23 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def require_promised(promised: Mapping[str, Any], found: Description, source: str) -> None:
     """Raises UserError, naming the first difference, unless `found` is what model= promises."""
-    for part, keys in promised.items():
-        if part not in found:
-            continue
-        for key, value in keys.items():
+    for part in ("unet", "vae", "text_encoder", "scheduler", "controlnet"):
+        for key, value in promised.get(part, {}).items():
             here = found[part].get(key, value)
-            if _plain(here) != _plain(value):
+            if here != value:
                 raise UserError(
                     f"{source} is not the network that model= promises: its {part}.{key} is "
                     f"{here}, not {value}; give model=sd for another"
                 )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+def plain(value: Any) -> Any:
+    """A configuration's node as dicts, lists and values: diffusers keeps what it is given."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
@@ -77,6 +80,9 @@ def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
         "scaled_linear": scaled_linear_vp,
         "linear": linear_vp,
     }
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if scheduler.get(key):
+            raise UserError(f"the scheduler's {key} is not supported: give a model without it")
     kind = scheduler.get("beta_schedule", "linear")
     if kind not in kinds:
         raise UserError(f"beta_schedule={kind} is not supported: only {' and '.join(kinds)}")
@@ -95,24 +101,36 @@ def prediction(scheduler: Mapping[str, Any]) -> str:
     return found
 
 
+def require_match(control: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+    """Raises UserError unless a ControlNet is of this U-Net's kind."""
+    for key in ("cross_attention_dim", "block_out_channels", "layers_per_block", "in_channels"):
+        if plain(control[key]) != plain(unet[key]):
+            raise UserError(
+                f"this ControlNet is for another model: its {key} is {plain(control[key])}, the "
+                f"U-Net's {plain(unet[key])}; give one that was trained for this model"
+            )
+
+
 def build(part: str, config: Mapping[str, Any]) -> nn.Module:
     """The network of a part, with new weights; within `torch.device("meta")` with none.
 
     Raises UserError if the description is of no network.
     """
     diffusers, transformers = require("diffusers"), require("transformers")
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         if part == "text_encoder":
-            return transformers.CLIPTextModel(transformers.CLIPTextConfig.from_dict(plain))
+            return transformers.CLIPTextModel(transformers.CLIPTextConfig.from_dict(known))
         kinds = {
             "unet": diffusers.UNet2DConditionModel,
             "vae": diffusers.AutoencoderKL,
             "controlnet": diffusers.ControlNetModel,
         }
-        return kinds[part].from_config(plain)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{part} describes no network that can be built: {error}") from None
+        return kinds[part].from_config(known)
+    except Exception as error:  # a description can be wrong in any way
+        told = " ".join(str(error).split())
+        what = f"{type(error).__name__}: {told}"
+        raise UserError(f"{part} describes no network that can be built ({what})") from None
 
 
 def fill(part: str, net: nn.Module, checkpoint: Checkpoint) -> None:

@@ -6,6 +6,7 @@ samplers and inversion are ours. A state is a latent [B, 4, h, w], with h = w = 
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,10 +194,11 @@ def load(
     random = _random_seed(checkpoint)
     path = None if random is not None or (on_meta and network) else checkpoints.locate(checkpoint)
     folder = path if path and path.is_dir() else None
-    found: Description = {**(network or {})}
+    promised: Description = sd_files.plain(network or {})
+    found = promised
     if folder:
-        found |= sd_files.described_by(folder)
-        sd_files.require_promised(network or {}, found, checkpoint)
+        found = promised | sd_files.described_by(folder)
+        sd_files.require_promised(promised, found, checkpoint)
     if not network and not folder:
         raise UserError(
             f"{checkpoint} does not describe itself: give model=sd21_base, sd21, sd15 or sd14, or "
@@ -214,6 +216,7 @@ def load(
         hashes["sha256"] = checkpoints.sha256(path) if path else _digest(parts)
     if control:
         parts["controlnet"], hashes["control_sha256"] = _controlnet(**control, on_meta=on_meta)
+        sd_files.require_match(parts["controlnet"].config, parts["unet"].config)
     provenance |= {"parameters": sum(map(parameter_count, parts.values())), **hashes}
 
     body = torch.float32 if dtype == "auto" else getattr(torch, dtype)
@@ -221,11 +224,7 @@ def load(
         if part in ("unet", "controlnet") and body != torch.float32:
             net.to(body)
         net.to(device).eval().requires_grad_(False)
-    vae, unet = parts["vae"].config, parts["unet"].config
-    pixels = unet.sample_size * _reduction(vae) if size is None else size
-    unit = _reduction(vae) << len(unet.block_out_channels) - 1
-    if pixels < unit or pixels % unit:
-        raise UserError(f"model.size={pixels} must be a multiple of {unit}")
+    pixels = _size(size, parts["unet"].config, _reduction(parts["vae"].config))
     tokenizer = None if on_meta else _tokenizer(folder, found)
     return StableDiffusion(
         parts,
@@ -236,6 +235,18 @@ def load(
         provenance,
         (control or {}).get("scale", 1.0),
     )
+
+
+def _size(size: int | None, unet: Any, reduction: int) -> int:
+    """The images' in pixels: the one asked for, or that of the training."""
+    unit = reduction << len(unet.block_out_channels) - 1
+    if size is None:
+        if not isinstance(unet.sample_size, int):
+            raise UserError("this U-Net does not say what its images' size is: give model.size=")
+        size = unet.sample_size * reduction
+    if size < unit or size % unit:
+        raise UserError(f"model.size={size} must be a multiple of {unit}")
+    return size
 
 
 def _network(part, config, folder, weights, random, on_meta: bool) -> nn.Module:
@@ -259,12 +270,13 @@ def _controlnet(
     if random is None and not (on_meta and network):
         folder = checkpoints.locate(checkpoint)
         found = sd_files.read_json(folder / "config.json")
-        sd_files.require_promised({"controlnet": network or {}}, {"controlnet": found}, checkpoint)
+        promised = {"controlnet": sd_files.plain(network or {})}
+        sd_files.require_promised(promised, {"controlnet": found}, checkpoint)
         net = _network("controlnet", found, folder, None, None, on_meta)
         return net, "" if on_meta else checkpoints.sha256(folder)
     if not network:
         raise UserError(f"model.control.network= is needed with {checkpoint}")
-    net = _network("controlnet", network, None, None, random, on_meta)
+    net = _network("controlnet", sd_files.plain(network), None, None, random, on_meta)
     if not on_meta:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(random)
@@ -297,15 +309,16 @@ def _reduction(vae: Any) -> int:
     return 1 << len(vae.block_out_channels) - 1
 
 
-def _tokenizer(folder, found: Description) -> Any:
+def _tokenizer(folder: Path | None, found: Description) -> Any:
     if folder is None:
         return clip_tokenizer(found["pad_token"])
+    own = folder / "tokenizer"
+    if not any((own / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        # transformers would make one that knows no word
+        raise UserError(f"{own} holds no vocabulary (tokenizer.json or vocab.json): fetch it again")
     transformers = require("transformers")
     try:
-        return transformers.CLIPTokenizer.from_pretrained(
-            folder / "tokenizer", local_files_only=True
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'tokenizer'} cannot be read ({error}): fetch it again"
-        ) from None
+        return transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
+    except Exception as error:  # the Rust library within raises plain ones
+        told = " ".join(str(error).split())
+        raise UserError(f"{own} cannot be read ({told}): fetch it again") from None

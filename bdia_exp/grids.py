@@ -127,16 +127,20 @@ def linspace(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
     return _to_the_final(times, schedule, final)
 
 
-def time_uniform(steps: int, schedule: DiscreteVP, *, whole: bool = False) -> Grid:
-    """N + 1 times evenly spaced from T − 1 to 0, where the grid ends: DPM-Solver's spacing.
+def time_uniform(
+    steps: int, schedule: DiscreteVP, *, whole: bool = False, final: str = "first"
+) -> Grid:
+    """N times evenly spaced from T − 1 towards 0, then the last level: DPM-Solver's spacing.
 
     Times are fractional as in Stable Diffusion's own DPM-Solver; whole=true rounds them, as
-    diffusers' DPM-Solver with "linspace" and final_sigmas_type="sigma_min" does.
+    diffusers' DPM-Solver with "linspace" does (whose final_sigmas_type "sigma_min" is
+    final=first, "zero" final=clean).
     """
     last = len(schedule) - 1
     _jump(steps, schedule)
-    times = [last - i * last / steps for i in range(steps + 1)]
-    return tuple(schedule.between(float(round(k)) if whole else k) for k in times)
+    times = [last - i * last / steps for i in range(steps)]
+    levels = (schedule.between(float(round(k)) if whole else k) for k in times)
+    return (*levels, _final(final, schedule))
 
 
 FINALS = ("first", "clean")
@@ -144,10 +148,13 @@ FINALS = ("first", "clean")
 
 def _to_the_final(times: Sequence[int], schedule: DiscreteVP, final: str) -> Grid:
     """The levels of rising `times`, noisiest first, and the last level that `final` names."""
+    return (*(schedule(k) for k in reversed(times)), _final(final, schedule))
+
+
+def _final(final: str, schedule: DiscreteVP) -> Level:
     if final not in FINALS:
         raise UserError(f"grid.final={final!r} is unknown{nearest(final, FINALS)}")
-    end = CLEAN if final == "clean" else schedule(0)
-    return (*(schedule(k) for k in reversed(times)), end)
+    return CLEAN if final == "clean" else schedule(0)
 
 
 def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:

@@ -93,6 +93,10 @@ class Texts:
             raise UserError(
                 'give prompt="what the images show", or prompts=FILE with a caption for each'
             )
+        if (config["control"] is None) != ("ControlNet" not in model.networks):
+            raise UserError(
+                "a ControlNet and its image go together: give control= with condition=controlnet"
+            )
         if not config["guidance"] >= 0:
             raise UserError(f"guidance={config['guidance']} must be 0 or more; 1 is no guidance")
         chosen = (

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bdia_exp import fetch, grids
 from bdia_exp.cli import arguments
-from bdia_exp.core import CLEAN, Counted, Grid, Sampler
+from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.inversion import DDIMInversion
 from bdia_exp.models import Text
@@ -174,11 +174,6 @@ def differences(case: Case) -> list[float]:
 # -- the methods ---------------------------------------------------------------------------------
 
 
-def until_clean(steps: int, schedule: DiscreteVP) -> Grid:
-    """`time_uniform`, its last level a clean one: no grid of ours has a name for it."""
-    return (*grids.time_uniform(steps, schedule, whole=True)[:-1], CLEAN)
-
-
 def one_more_step(steps: int, schedule: DiscreteVP) -> Grid:
     """Times i⌊T/(N+1)⌋ + 1, i = 1 … N, and ᾱ_0: the spacing that DPM-Solver calls leading."""
     jump = len(schedule) // (steps + 1)
@@ -278,8 +273,8 @@ CASES = [
         "DPM-Solver++ 2M, last step first-order",
         "DPMSolverMultistep",
         dpm_options("linspace", "zero"),
-        "`time_uniform`, whole, but clean (a)",
-        until_clean,
+        "`time_uniform`, whole, clean",
+        partial(grids.time_uniform, whole=True, final="clean"),
         dpm_2m_low,
     ),
     Case(

@@ -96,6 +96,7 @@ features: data  ## Train the bundled classifier and compute the reference statis
 bench: $(READY)  ## Speed and memory as ratios, measured side by side
 	$(BIN)/python bench/layout.py
 	$(BIN)/python bench/processes.py
+	$(BIN)/python bench/overlap.py
 	$(BIN)/python bench/memory.py
 
 clean:  ## Remove the virtual environment and every run

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""What decoding and writing in a thread of their own are worth, as ratios of time.
+
+    python bench/overlap.py
+
+The tiny Stable Diffusion makes 16 images of 256×256 pixels, one thread an operation: sampling
+alone, decoding and writing alone, both in turn, both at once (as `bdia-exp sample` does). At best
+the last is the longer of the first two. In turn, three rounds; the best of each counts.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bdia_exp import sampling
+from bdia_exp.cli import arguments
+from bdia_exp.sampling import Job, Places, stream
+
+BATCHES = [range(i, i + 4) for i in range(0, 16, 4)]
+WORDS = ["model=tiny-sd", "model.size=256", "prompt=a bicycle", "nfe=8", "device=cpu"]
+
+
+class InTurn:
+    """An executor that does the work at once, in the thread that asks for it."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def submit(self, function: Callable, *words) -> Future:
+        done: Future = Future()
+        done.set_result(function(*words))
+        return done
+
+
+def seconds(job: Job, save: str, executor: type, latents: Path | None = None) -> float:
+    """How long a stream takes; with `latents`, one whose sampling was done there."""
+    with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
+        places = Places.of(latents or Path(folder), save, decode=save != "latents")
+        usual, sampling.ThreadPoolExecutor = sampling.ThreadPoolExecutor, executor
+        began = time.perf_counter()
+        try:
+            for _ in stream(job, BATCHES, places, bar):
+                pass
+        finally:
+            sampling.ThreadPoolExecutor = usual
+        if latents and places.images:
+            places.images.remove()
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    given = arguments("sample", WORDS, described=True)
+    parts = {key: given[key] for key in ("model", "sampler", "grid", "config")}
+    job = Job.build(**parts, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        kept, threads = Path(folder), sampling.ThreadPoolExecutor
+        seconds(job, "latents", threads, kept)
+        rows: dict[str, Callable[[], float]] = {
+            "sampling, then decoding and writing": lambda: seconds(job, "folder", InTurn),
+            "sampling alone": lambda: seconds(job, "latents", InTurn),
+            "decoding and writing alone": lambda: seconds(job, "folder", InTurn, kept),
+            "both at once (what is used)": lambda: seconds(job, "folder", threads),
+        }
+        best = dict.fromkeys(rows, float("inf"))
+        for _ in range(3):
+            for name, run in rows.items():
+                best[name] = min(best[name], run())
+    first = next(iter(best.values()))
+    for name, value in best.items():
+        print(f"{name:36} {value / first:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,8 @@ LIMIT ?=
 ARGS  ?=
 # make reproduce-table1 MODEL=tiny-sd LIMIT=80: the whole path on random weights, in minutes.
 MODEL ?=
+# More for every cell, as in overrides=: OVERRIDES="guidance=7.5".
+OVERRIDES ?=
 RUNS  ?= runs
 
 .DEFAULT_GOAL := help
@@ -29,21 +31,21 @@ demo: $(READY)  ## Tables 2 and 3 in miniature on the bundled model (about 10 mi
 	$(BIN)/bdia-exp reproduce demo -p $(PROCESSES)
 
 reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images MODEL=tiny-sd ARGS="key=value"
-	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)
 
 TINY := $(RUNS)/tiny-sd
 ifeq ($(MODEL),tiny-sd)
 reproduce-table1 reproduce-table1-variants: reproduce-%: $(TINY)/reference.npz
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) out=$(RUNS)/$*-tiny-sd$(if $(LIMIT),-$(LIMIT)) \
-	    overrides="model=tiny-sd prompts=bundled:captions.csv reference=$(TINY)/reference.npz" $(ARGS)
+	    overrides="model=tiny-sd prompts=bundled:captions.csv reference=$(TINY)/reference.npz $(OVERRIDES)" $(ARGS)
 else ifneq ($(MODEL),)
 reproduce-table1 reproduce-table1-variants: reproduce-%: $(READY)
-	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) overrides="model=$(MODEL)" $(ARGS)
+	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) overrides="model=$(MODEL) $(OVERRIDES)" $(ARGS)
 endif
 
 # What the tiny model's tables are scored against: its own images of other seeds, solved more finely.
 $(TINY)/reference.npz: $(READY)
-	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=20 seeds=1000-1099 out=$(TINY)/fine -p $(PROCESSES)
+	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=20 seeds=1000-1069 out=$(TINY)/fine -p $(PROCESSES)
 	$(BIN)/bdia-exp reference $(TINY)/fine features=inception_pytorch features.dim=64 resize=32 out=$@
 
 coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inception statistics: Table 1

@@ -31,6 +31,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 # The networks of a pipeline, and what diffusers and transformers call a network's weights: the
 # first of these that is there is read. fp16 is a variant for those who keep no other.
 PIPELINE = ("unet", "vae", "text_encoder")
+DESCRIPTIONS = (*(f"{part}/config.json" for part in PIPELINE), "scheduler/*.json", "tokenizer/*.*")
 WEIGHTS = [
     f"{name}{variant}.{suffix}"
     for variant in ("", ".fp16")
@@ -101,13 +102,16 @@ def present(name: str) -> Path | None:
 def sha256(path: str | Path) -> str:
     """The file's sha256 in hexadecimal, read once; of a network's folder, that of the weights.
 
-    Of a pipeline's folder it is the sha256 of the hexadecimal sha256s of the weights of its
-    networks, `PIPELINE`, one after the other. Raises UserError if a folder holds no weights.
+    Of a pipeline's folder it is the sha256 of the hexadecimal sha256s of all that decides an image,
+    one after the other: the weights of its networks, `PIPELINE`, then what describes them, the
+    scheduler and the tokenizer, `DESCRIPTIONS`, in the order of their paths. Raises UserError if a
+    folder holds no weights.
     """
     path = Path(path)
     if (path / "unet").is_dir():
-        digests = [sha256(_weights_in(path / part)) for part in PIPELINE]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+        files = [_weights_in(path / part) for part in PIPELINE]
+        files += sorted({file for pattern in DESCRIPTIONS for file in path.glob(pattern)})
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
     path = _weights_in(path) if os.path.isdir(path) else path
     about = path.stat()
     return _digest(path, about.st_size, about.st_mtime_ns)

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.overrides import quoted
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
@@ -45,6 +46,8 @@ POSITIONAL = {
 """The key that a command's words without `=` in front are the value of, joined by commas."""
 BROUGHT = {"features", "reference", "resize", "prompts", "batch"}
 """The keys that a model may bring; commands that do not take one leave it."""
+TEXTS = {"prompt", "to"}
+"""The keys whose values are texts, whatever they look like; `to` may be a class, too."""
 COMPOSING = {"edits": "edit"}
 """What a command that runs others runs, where that is not `sample`."""
 PARALLEL = ("sample", "evaluate", "reference", "reproduce", "sweep")
@@ -133,6 +136,9 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
     bare = list(takewhile(lambda word: "=" not in word, words))
     if bare and command in POSITIONAL:
         words = (f"{POSITIONAL[command]}={','.join(bare)}", *words[len(bare) :])
+    keys = [word.partition("=")[0] for word in words if "=" in word]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UserError(f"{twice[0]}= is given twice: give it once")
     try:
         if not multirun:
             return [[_quoted(word) for word in words]]
@@ -149,13 +155,16 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
 
 
 def _quoted(word: str) -> str:
-    """A path or a list with commas, put in quotes so that Hydra takes it as it is."""
+    """A text, a path or a list with commas, put in quotes so that Hydra takes it as it is."""
     key, equals, value = word.partition("=")
-    plain = re.fullmatch(r"[\w.+-]*", value) or value[:1] in "'\"[{$"
-    if not equals or plain:
-        return word
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    plain = re.fullmatch(r"[\w.+-]*", value) or value[:1] in "[{$" or _in_quotes(value)
+    if key in TEXTS:
+        plain = value == "null" or (key == "to" and value.isdecimal())
+    return word if not equals or plain else f"{key}={quoted(value)}"
+
+
+def _in_quotes(value: str) -> bool:
+    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
 
 
 # -- calls ---------------------------------------------------------------------------------------
@@ -233,7 +242,8 @@ def call(command: str, overrides: list[str]) -> Any:
     if "listing" in asked:
         extra["listing"] = _models()
     given = arguments(command, overrides, described="config" in asked) | extra
-    for key in BROUGHT - asked.keys():
+    named = {word.partition("=")[0].lstrip("+~") for word in overrides}
+    for key in BROUGHT - asked.keys() - (named - {"features"}):
         given.pop(key, None)
     check(function, given)
     return function(**given)

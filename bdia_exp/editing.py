@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bdia_exp import dist, figures, inversion, results, store
+from bdia_exp import dist, figures, inversion, prompts, results, store
 from bdia_exp.console import one_of, positive, progress, say
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.fixedpoint import Log, quantise, value
 from bdia_exp.inversion import STATES, FixedPointInversion, Inversion, Kept
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.models import Condition, Model, Text, require_class
+from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.results import Record
 from bdia_exp.sampling import require_gammas
 from bdia_exp.solvers import grid_for
@@ -279,6 +279,9 @@ class Trip:
             "config": config,
         }
         trip = cls(root, device, net, way, levels, config, record, images, labels, x, None)
+        if net.takes_text:
+            require_guidance(config["guidance"])
+            record["rows_per_evaluation"] = 1 if config["guidance"] == 1 else 2
         if config["prompt"] is not None and not net.takes_text:
             raise UserError("prompt=: this model takes no text; leave prompt= out")
         if not net.num_classes:
@@ -331,8 +334,8 @@ class Trip:
         """That of some of the images: their own class or prompt, or `to`."""
         count = len(self.images[rows])
         if self.model.takes_text:
-            prompt = self.config["prompt"] if to is None else str(to)
-            return Text([prompt] * count, self.config["guidance"])
+            prompt = prompts.of_text(self.config["prompt"] if to is None else str(to))
+            return Text([prompt(row) for row in range(count)], self.config["guidance"])
         if isinstance(to, int):
             return torch.full((count,), to)
         return None if self.labels is None else self.labels[rows]

@@ -146,7 +146,7 @@ class Cost:
         text = f"weights {in_bytes(self.weights_size)} (parameters: {parameters}), "
         text += f"working set at batch={batch} about {in_bytes(self.working_set)}"
         if self.decoding.flops:
-            text += f" (sampling), {in_bytes(self.decoding.peak)} (decoding)"
+            text += f" (sampling) and {in_bytes(self.decoding.peak)} (decoding beside it)"
         return text
 
 
@@ -167,7 +167,10 @@ def cost_of(
 
 def _cost(model: Model, batch: int, guidance: float) -> Cost:
     def evaluation(rows: int) -> Work:
-        texts: Condition = Text([""] * rows, guidance) if model.takes_text else None
+        control = None
+        if "ControlNet" in model.networks:
+            control = torch.empty(1, *model.image_shape, device="meta")
+        texts: Condition = Text([""] * rows, guidance, control) if model.takes_text else None
         denoiser, z = model.denoiser(texts), _states(model, rows)
         return measure(lambda: denoiser(z, Level(1.0, 1.0, 1.0)))
 

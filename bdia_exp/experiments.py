@@ -108,10 +108,8 @@ class Run:
         if not _scored(record):
             return False
         config = self.arguments["config"]
-        here = checkpoints.present(config["model"]["checkpoint"])
-        # Where the checkpoint is not, the record is believed.
-        weights = checkpoints.sha256(here) if here else record["identity"]["checkpoint"]
-        same_images = record["identity"] == identity_of(config, weights)
+        # Where a file is not on this machine, the record is believed.
+        same_images = record["identity"] == identity_of(config, record["identity"])
         return same_images and same_score(record["config"], config)
 
     @property
@@ -305,6 +303,7 @@ def absent(run: Run) -> list[str]:
     config = run.arguments["config"]
     names = [config["model"]["checkpoint"], config["reference"]]
     names += [config.get("clip"), config.get("prompts")]
+    names.append((config["model"].get("control") or {}).get("checkpoint"))
     if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
     files = [name for name in names if name and not name.startswith("random:")]

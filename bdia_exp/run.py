@@ -6,7 +6,6 @@ configuration as plain data, for the record.
 """
 
 import math
-import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,7 @@ from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
+from bdia_exp.overrides import split
 from bdia_exp.results import Record
 from bdia_exp.sampling import (
     DEFAULT_IMAGES,
@@ -91,7 +91,9 @@ def sample(
         scorer.require_enough(len(wanted))
         scorer.require_prompts(job.model.takes_text)
 
-    identity = identity_of(config, str(job.model.provenance["sha256"]))
+    weights = job.model.provenance
+    known = {"checkpoint": weights["sha256"], "control_network": weights.get("control_sha256")}
+    identity = identity_of(config, known)
     name = f"{choices['model']}/{choices['sampler']}-nfe{nfe}-{results.digest(identity)}"
     root = Path(out).expanduser() if out else Path("runs") / name
     old = dist.broadcast(results.load(root / "record.json") or {} if dist.rank() == 0 else {})
@@ -352,7 +354,7 @@ def reproduce(
     dist.start(dist.device(device))
     full = experiment["images"]
     images = min(limit or full, full)
-    more = shlex.split(overrides or "")
+    more = split("overrides", overrides)
     name = experiment["name"]
     name += f"-{images}" if images < full else ""
     name += f"-{results.digest({'overrides': more})}" if more else ""

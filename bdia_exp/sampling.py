@@ -4,20 +4,21 @@ import hashlib
 import inspect
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import dist, prompts, store
+from bdia_exp import checkpoints, dist, prompts, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
-from bdia_exp.models import Condition, Model, Text, require_class
+from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.prompts import Prompts
 from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
@@ -26,8 +27,8 @@ from bdia_exp.solvers import grid_for
 DEFAULT_IMAGES = 64
 IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
 """The keys that decide what image a seed gives; they and the seeds name a run."""
-TEXT_IDENTITY = ("prompt", "prompts", "prompts_seed", "guidance", "control")
-"""Those that do so for a model of text to image, beside them."""
+CAPTIONS = ("prompts", "prompts_seed")
+"""Those that do so for a model of text to image where there is no `prompt`."""
 SCORED_BY = ("reference", "features", "metrics", "resize", "clip")
 """The keys that decide, beside the images, what their score is."""
 
@@ -47,13 +48,34 @@ def same_score(old: Record, new: Record) -> bool:
     return asked(old) == asked(new)
 
 
-def identity_of(config: Record, checkpoint_sha256: str) -> Record:
-    """What decides the images of a run of `sample`, in the form that a record keeps."""
+def identity_of(config: Record, known: Mapping[str, Any]) -> Record:
+    """What decides the images of a run of `sample`, in the form that a record keeps.
+
+    The files among it stand there with their sha256; of those that are not on this machine, or are
+    no files, it is the one that is `known`.
+    """
     seeds, images = config["seeds"], config["images"]
     wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
-    texts = config.get("prompt") is not None or config.get("prompts") is not None
-    chosen = {key: config[key] for key in (*IDENTITY, *(TEXT_IDENTITY if texts else ()))}
-    return json.loads(json.dumps(chosen | {"seeds": wanted, "checkpoint": checkpoint_sha256}))
+    keys, files = [*IDENTITY], {"checkpoint": config["model"]["checkpoint"]}
+    if control := config["model"].get("control"):
+        files["control_network"] = control["checkpoint"]
+    if config.get("prompt") is not None:
+        keys += ["prompt", "guidance"]
+    elif config.get("prompts") is not None:
+        keys += [*CAPTIONS, "guidance"]
+        files["prompts_sha256"] = config["prompts"]
+    if config.get("control") is not None:
+        keys.append("control")
+        files["control_sha256"] = config["control"]
+    chosen = {key: config[key] for key in keys} | {"seeds": wanted}
+    hashes = {what: _sha256(name) or known.get(what) for what, name in files.items()}
+    return json.loads(json.dumps(chosen | hashes))
+
+
+def _sha256(name: str) -> str | None:
+    """Of a file by its name in a configuration, if it is on this machine."""
+    path = checkpoints.present(name)
+    return checkpoints.sha256(path) if path else None
 
 
 def require_gammas(sampler: Record) -> None:
@@ -97,8 +119,7 @@ class Texts:
             raise UserError(
                 "a ControlNet and its image go together: give control= with condition=controlnet"
             )
-        if not config["guidance"] >= 0:
-            raise UserError(f"guidance={config['guidance']} must be 0 or more; 1 is no guidance")
+        require_guidance(config["guidance"])
         chosen = (
             prompts.read(source, config["prompts_seed"]) if text is None else prompts.of_text(text)
         )

@@ -60,6 +60,7 @@ def collect(
                     "commit": first["commit"],
                     "checkpoint_sha256": first["model"]["sha256"],
                     "model": name,
+                    "captions": (first.get("prompts") or {}).get("count"),
                     "other_model_than": None if same_model else model,
                     "published": (published.get(row) or {}).get(column) if same_model else None,
                 }
@@ -127,6 +128,11 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     if others := {(c["model"], c["other_model_than"]) for c in cells if c.get("other_model_than")}:
         swapped = " and ".join(f"model={name}, not {usual}" for name, usual in sorted(others))
         sentences.append(f"**made with {swapped}**")
+    if repeated := sorted(
+        {c["captions"] for c in cells if 0 < (c.get("captions") or 0) < c["images"]}
+    ):
+        how_many = " or ".join(f"{n:,}" for n in repeated)
+        sentences.append(f"**only {how_many} captions**, drawn from again and again")
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")

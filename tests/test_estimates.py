@@ -119,7 +119,7 @@ def test_the_cost_of_a_model_of_text():
     assert cost.decoding.flops == DECODING
     assert cost.image_size == 3 * 64 * 64
     assert cost.weights_size == 4 * (140 + 3 * 3 * 64 + 3) + 2 * 7
-    assert cost.memory(4).endswith("(sampling), 0 MB (decoding)")
+    assert cost.memory(4).endswith("(sampling) and 0 MB (decoding beside it)")
 
 
 def test_a_model_that_cannot_be_run_without_weights_has_no_cost():

@@ -267,7 +267,7 @@ def test_a_model_of_text_pays_for_decoding_and_guidance(tmp_path, capsys):
         f"  GPU hours: sampling {sampling:.1f}, decoding 1.0, at {tflops:g} TFLOP/s sustained "
         "(tflops=)",
         "  memory of latent: weights 0 MB (parameters: U-Net 0.0 M, VAE 0.0 M), "
-        "working set at batch=1000 about 7 MB (sampling), 0 MB (decoding)",
+        "working set at batch=1000 about 7 MB (sampling) and 0 MB (decoding beside it)",
         "  disk: at most 25 MB, the images of one run (save=scratch)",
     ]
     first, lines = told(tflops=tflops, overrides="guidance=1 save=zip")

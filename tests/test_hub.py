@@ -177,6 +177,7 @@ def test_it_is_a_checkpoint_like_others(site, folder):
     assert checkpoints.present(f"hub:{SPEC}") == snapshot
     names = [name for name in WANTED if is_lfs(name)]
     names.sort(key=lambda name: ("unet", "vae", "text_encoder").index(name.partition("/")[0]))
+    names += sorted(n for n in WANTED if (n.endswith(".json") and "/" in n) or "tokenizer" in n)
     digests = [hashlib.sha256(WANTED[name]).hexdigest() for name in names]
     assert checkpoints.sha256(snapshot) == hashlib.sha256("".join(digests).encode()).hexdigest()
     assert checkpoints.sha256(snapshot / "unet") == digests[0]

@@ -46,7 +46,7 @@ def test_a_run_says_what_it_asked_for(captioned, capsys):
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
     assert len({row["prompt"] for row in rows}) == 3
     assert not (out / "images" / "dataset.json").exists(), "there are no classes"
-    assert {"prompt", "prompts", "prompts_seed", "guidance", "control"} < record["identity"].keys()
+    assert {"prompts", "prompts_seed", "guidance", "prompts_sha256"} < record["identity"].keys()
 
 
 def test_an_image_depends_on_its_seed_and_prompt_alone(captioned, tmp_path):
@@ -79,7 +79,7 @@ def test_guidance_matters_and_a_changed_caption_file_is_noticed(tmp_path):
     one, nine = (ImageSet(tmp_path / name).read(range(2)) for name in ("1", "9"))
     assert not torch.equal(one, nine)
     captions.write_text("a cat\na bird\n")
-    with pytest.raises(UserError, match=r"holds another experiment \(prompts\.sequence_sha256"):
+    with pytest.raises(UserError, match=r"holds another experiment \(prompts_sha256"):
         do("sample", *TINY, *words, "guidance=9", f"out={tmp_path / '9'}")
 
 
@@ -110,7 +110,7 @@ def test_what_does_not_go_together_is_said(words, message, tmp_path):
 # --- table 1 ---
 
 
-def test_table_1_from_captions_to_the_table(tmp_path):
+def test_table_1_from_captions_to_the_table(tmp_path, capsys):
     """`make reproduce-table1 MODEL=tiny-sd LIMIT=66`, in this environment."""
     ready = tmp_path / "ready"
     ready.touch()
@@ -146,10 +146,12 @@ def test_table_1_from_captions_to_the_table(tmp_path):
     with Image.open(root / "samples.png") as sheet:
         assert sheet.width > 16 * 64
 
-    # It is not done again, and what a killed run has lost of it is.
+    # It is not done again.
     stamps = [file.stat().st_mtime_ns for file in sorted(root.glob("cells/*/record.json"))]
-    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert "3 of 3 runs are there" in again.stdout
+    more = "model=tiny-sd prompts=bundled:captions.csv "
+    more += f"reference={tmp_path / 'tiny-sd' / 'reference.npz'}"
+    do("reproduce", "table1", "limit=66", f"out={root}", "device=auto", f"overrides={more}")
+    assert "3 of 3 runs are there" in capsys.readouterr().out
     assert stamps == [f.stat().st_mtime_ns for f in sorted(root.glob("cells/*/record.json"))]
 
 
@@ -249,3 +251,65 @@ def test_edits_by_several_methods_on_one_sheet(picture, tmp_path, capsys):
     capsys.readouterr()
     do("edits", f"image={picture}", *words, methods, f"out={tmp_path}", "device=cpu")
     assert capsys.readouterr().out.count("nothing to do") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("settings=model=tiny-sd out=x",), "settings: out= is a key of edits"),
+        (("settings=model=tiny-sd prompt='x",), "cannot be taken apart"),
+        (("settings=model=tiny-sd", "guidance=-1"), "guidance=-1 must be 0 or more"),
+        (("settings=model=tiny-sd", "methods=bdia_ddim_hat"), "this sampler has no inverse"),
+    ],
+)
+def test_edits_that_cannot_be_are_said(words, message, picture, tmp_path):
+    with pytest.raises(UserError, match=message):
+        do("edits", f"image={picture}", "prompt=a", "to=b", "steps=5", *words, f"out={tmp_path}")
+
+
+# --- what was made from other files is made again ---
+
+
+def test_a_table_of_changed_captions_is_not_the_old_one(tmp_path):
+    captions, reference = tmp_path / "mine.txt", tmp_path / "reference.npz"
+    captions.write_text("a cat\na dog\n")
+    made = f"prompts={captions}"
+    do("sample", *TINY, "nfe=1", "images=66", "batch=33", made, f"out={tmp_path / 'other'}")
+    do("reference", str(tmp_path / "other"), *FEATURES, "resize=32", f"out={reference}")
+    capture = ("cells=table1: DDIM", "limit=66", f"out={tmp_path / 'table'}", "device=cpu")
+    more = f"overrides=model=tiny-sd {made} reference={reference}"
+    drawn = do("reproduce", "table1", *capture, more)
+    assert "**only 2 captions**" in (tmp_path / "table" / "tables.md").read_text()
+    captions.write_text("a horse\na house\n")
+    with pytest.raises(UserError, match=r"holds another experiment \(prompts_sha256"):
+        do("reproduce", "table1", *capture, more)
+    captions.write_text("a cat\na dog\n")
+    assert do("reproduce", "table1", *capture, more) == drawn
+
+
+FEATURES = ("features=inception_pytorch", "features.dim=64", "device=cpu")
+
+
+def test_another_controlnet_at_the_same_place_is_another_experiment(tmp_path):
+    from bdia_exp.cli import arguments
+
+    words = ["model=tiny-sd", "condition=tiny-controlnet", "prompt=x"]
+    for seed in (0, 1):
+        control = [*words, f"model.control.checkpoint=random:{seed}"]
+        model = arguments("sample", control)["model"](device="cpu", dtype="auto")
+        model.parts["controlnet"].save_pretrained(tmp_path / f"net-{seed}")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    (tmp_path / "net-0").rename(tmp_path / "net")
+    given = ("condition=tiny-controlnet", f"model.control.checkpoint={tmp_path / 'net'}")
+    given += (f"control={tmp_path / 'white.png'}", "prompt=x", "nfe=1", "images=1")
+    do("sample", *TINY, *given, f"out={tmp_path / 'run'}")
+    (tmp_path / "net").rename(tmp_path / "old")
+    (tmp_path / "net-1").rename(tmp_path / "net")
+    with pytest.raises(UserError, match=r"holds another experiment \(control_network was"):
+        do("sample", *TINY, *given, f"out={tmp_path / 'run'}")
+
+
+def test_captions_that_are_not_used_decide_nothing(tmp_path):
+    words = ("nfe=1", "images=1", "prompt=x", f"out={tmp_path}")
+    first = do("sample", *TINY, *words)
+    assert do("sample", *TINY, *words, "prompts_seed=3")["identity"] == first["identity"]

@@ -134,7 +134,7 @@ def prompts_of(found: ImageSet, count: int) -> list[str]:
     if file is None:
         raise UserError(
             "metrics: clip compares images with their prompts: give a run that has prompts.csv "
-            f"(columns seed, image_id, prompt), unlike {found.path}, or leave clip out"
+            f"(columns seed, image, prompt), unlike {found.path}, or leave clip out"
         )
     try:
         with file.open(newline="", encoding="utf-8") as text:
@@ -142,7 +142,7 @@ def prompts_of(found: ImageSet, count: int) -> list[str]:
         if None in known.values():
             raise ValueError("a row is too short")
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise UserError(f"{file} is not a CSV file of the columns seed, image_id, prompt") from None
+        raise UserError(f"{file} is not a CSV file of the columns seed, image, prompt") from None
     try:
         return [known[int(Path(name).stem)] for name in found.names[:count]]
     except (KeyError, ValueError) as error:

@@ -83,6 +83,12 @@ def require_class(model: Model, key: str, label: int) -> None:
         )
 
 
+def require_guidance(guidance: float) -> None:
+    """Raises UserError unless it is a number from 0 on."""
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise UserError(f"guidance={guidance:g} must be 0 or more; 1 is no guidance")
+
+
 def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:
     """Each grid family's own convention: N(0, σ²) at EDM's levels, N(0, 1) at VP levels.
 

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bdia_exp import fetch
 from bdia_exp.errors import UserError
@@ -48,6 +48,24 @@ def tokenizer(pad_token: str) -> "CLIPTokenizer":
         made = _from_files(kind, vocab, merges)
     # Set afterwards: what the constructor is given becomes a mark that texts are searched for.
     made.pad_token = pad_token
+    return made
+
+
+def without_mark(given: "CLIPTokenizer") -> "CLIPTokenizer":
+    """The same tokenizer, whose padding is no token that texts are searched for.
+
+    In version 2's folders the padding is "!", and transformers would take every "!" of a text for
+    it, where the original program, OpenCLIP's, reads the exclamation mark.
+    """
+    pad = given.pad_token
+    if pad == given.eos_token:
+        return given
+    merges = json.loads(given.backend_tokenizer.to_str())["model"]["merges"]
+    pairs: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    made = type(given)(
+        vocab=given.get_vocab(), merges=pairs, model_max_length=given.model_max_length
+    )
+    made.pad_token = pad
     return made
 
 

@@ -74,6 +74,32 @@ def plain(value: Any) -> Any:
     return value
 
 
+def require_plain(unet: Any, vae: Any, text: Any) -> None:
+    """Raises UserError unless the three networks are those of a text-to-image Stable Diffusion.
+
+    Other models come in the same layout: inpainting, depth, SDXL.
+    """
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if getattr(vae, key, None) is not None:
+            raise UserError(f"vae.{key} is not supported: give a Stable Diffusion 1 or 2")
+    if not isinstance(vae.scaling_factor, (int, float)):
+        raise UserError(f"vae.scaling_factor={vae.scaling_factor} must be a number")
+    if getattr(unet, "addition_embed_type", None):
+        raise UserError(
+            "this U-Net wants more than a text, as SDXL's: give a Stable Diffusion 1 or 2"
+        )
+    for what, has, wants in (
+        ("unet.in_channels", unet.in_channels, vae.latent_channels),
+        ("unet.out_channels", unet.out_channels, vae.latent_channels),
+        ("unet.cross_attention_dim", unet.cross_attention_dim, text.hidden_size),
+    ):
+        if plain(has) not in (wants, [wants] * len(unet.block_out_channels)):
+            raise UserError(
+                f"{what}={has} does not go with the other networks, which want {wants}: only "
+                "text-to-image models are supported, not inpainting or depth"
+            )
+
+
 def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
     """The schedule of a description. Raises UserError for a kind that we do not have."""
     kinds: dict[str, Callable[..., DiscreteVP]] = {
@@ -86,11 +112,14 @@ def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
     kind = scheduler.get("beta_schedule", "linear")
     if kind not in kinds:
         raise UserError(f"beta_schedule={kind} is not supported: only {' and '.join(kinds)}")
-    return kinds[kind](
-        scheduler.get("beta_start", 0.0001),
-        scheduler.get("beta_end", 0.02),
-        scheduler.get("num_train_timesteps", 1000),
-    )
+    try:
+        return kinds[kind](
+            float(scheduler.get("beta_start", 0.0001)),
+            float(scheduler.get("beta_end", 0.02)),
+            int(scheduler.get("num_train_timesteps", 1000)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the scheduler's betas are no numbers ({error})") from None
 
 
 def prediction(scheduler: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ samplers and inversion are ours. A state is a latent [B, 4, h, w], with h = w = 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from bdia_exp import checkpoints
 from bdia_exp.core import Denoiser, Estimate, Level
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, nearest
 from bdia_exp.extras import require
 from bdia_exp.guidance import guided
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
 from bdia_exp.models.clip_tokenizer import tokenizer as clip_tokenizer
+from bdia_exp.models.clip_tokenizer import without_mark
 from bdia_exp.models.sd_files import NETWORKS, Description
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
@@ -79,9 +81,9 @@ class StableDiffusion:
             )
         asked = self.embed(text.prompts)
         rows = [asked] if text.guidance == 1 else [self.empty.expand_as(asked), asked]
-        conditions = [torch.stack(rows, 1)]
+        conditions = [torch.stack(rows, 1).to(self.body)]
         if text.control is not None:
-            shown = text.control.to(self.device).float() / 255
+            shown = (text.control.to(self.device).float() / 255).to(self.body)
             conditions.append(shown[:, None].expand(-1, len(rows), *shown.shape[1:]))
 
         def denoise(z: Tensor, level: Level) -> Estimate:
@@ -108,12 +110,12 @@ class StableDiffusion:
         return denoise
 
     def _unet(self, x: Tensor, time: float, embedding: Tensor, shown: Tensor | None) -> Tensor:
-        x, embedding = x.to(self.body), embedding.to(self.body)
-        t = torch.tensor(time, device=self.device)
+        x = x.to(self.body)
+        t = torch.full((), time, device=self.device)  # unlike torch.tensor it waits for nothing
         extra: dict[str, Any] = {}
         if shown is not None:
             down, middle = self.parts["controlnet"](
-                x, t, embedding, shown.to(self.body), self.control_scale, return_dict=False
+                x, t, embedding, shown, self.control_scale, return_dict=False
             )
             extra = {
                 "down_block_additional_residuals": down,
@@ -205,16 +207,21 @@ def load(
             "a folder in diffusers' layout"
         )
 
+    wanted = (*NETWORKS, "scheduler", *([] if folder else ["pad_token"]))
+    if missing := [part for part in wanted if part not in found]:
+        raise UserError(f"model.network lacks {', '.join(missing)}: take it from model=sd21_base")
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     single = sd_files.read_single(path, found) if path and not folder and not on_meta else {}
     for part in NETWORKS:
         own = folder / part if folder else None
         parts[part] = _network(part, found[part], own, single.get(part), random, on_meta)
+    sd_files.require_plain(*(parts[part].config for part in NETWORKS))
     provenance: dict[str, object] = {"checkpoint": path.name if path else checkpoint}
     if not on_meta:
         hashes["sha256"] = checkpoints.sha256(path) if path else _digest(parts)
     if control:
+        _require_control(control)
         parts["controlnet"], hashes["control_sha256"] = _controlnet(**control, on_meta=on_meta)
         sd_files.require_match(parts["controlnet"].config, parts["unet"].config)
     provenance |= {"parameters": sum(map(parameter_count, parts.values())), **hashes}
@@ -262,6 +269,17 @@ def _network(part, config, folder, weights, random, on_meta: bool) -> nn.Module:
     return net
 
 
+def _require_control(control: Mapping[str, Any]) -> None:
+    known = ("checkpoint", "network", "scale")
+    if not isinstance(control, Mapping) or not isinstance(control.get("checkpoint"), str):
+        raise UserError("model.control= is wrong: use condition=controlnet and model.control.…=")
+    for key in control:
+        if key not in known:
+            raise UserError(f"there is no key 'model.control.{key}'{nearest(str(key), known)}")
+    if not isinstance(control.get("scale", 1.0), (int, float)):
+        raise UserError(f"model.control.scale={control['scale']} must be a number")
+
+
 def _controlnet(
     checkpoint: str, network: Mapping[str, Any] | None = None, scale: float = 1.0, *, on_meta: bool
 ) -> tuple[nn.Module, str]:
@@ -290,7 +308,7 @@ def _random_seed(checkpoint: str) -> int | None:
     kind, _, seed = checkpoint.partition(":")
     if kind != "random":
         return None
-    if not seed.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", seed):
         raise UserError(f"checkpoint={checkpoint}: give a seed, such as random:0")
     return int(seed)
 
@@ -318,7 +336,8 @@ def _tokenizer(folder: Path | None, found: Description) -> Any:
         raise UserError(f"{own} holds no vocabulary (tokenizer.json or vocab.json): fetch it again")
     transformers = require("transformers")
     try:
-        return transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
+        given = transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
+        return without_mark(given)
     except Exception as error:  # the Rust library within raises plain ones
         told = " ".join(str(error).split())
         raise UserError(f"{own} cannot be read ({told}): fetch it again") from None

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 from bdia_exp import results, store
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
+from bdia_exp.overrides import split
 from bdia_exp.results import Record
 
 Compose = Callable[[list[str]], Record]
@@ -71,7 +71,7 @@ def entries(
     for entry in _list(given):
         if isinstance(entry, Mapping):
             found |= {str(label): [*how] for label, how in entry.items()}
-        elif words := shlex.split(str(entry)):
+        elif words := split(key, str(entry)):
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
         raise UserError(f"give {key}=: names that {group}= may have, with commas between them")

@@ -1,7 +1,6 @@
 """`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from PIL import Image
 from bdia_exp import editing, figures, results, store
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
+from bdia_exp.overrides import quoted, split
 from bdia_exp.results import Record
 from bdia_exp.schedules import linear_vp
 from bdia_exp.solvers import evaluations
@@ -39,8 +39,12 @@ def edits(
     positive("steps", steps)
     asked: Record = {"images": images, "limit": limit, "class": class_, "prompt": prompt, "to": to}
     asked |= {"strength": strength, "guidance": guidance, "device": device}
-    common = [f"{key}={_quoted(value)}" for key, value in asked.items() if value is not None]
-    common += shlex.split(settings or "")
+    common = [f"{key}={_as_word(value)}" for key, value in asked.items() if value is not None]
+    more = split("settings", settings)
+    settled = {*asked, "nfe", "out", "sampler"}
+    if both := sorted(settled & {word.partition("=")[0].lstrip("+~") for word in more}):
+        raise UserError(f"settings: {both[0]}= is a key of edits, or its methods': give it there")
+    common += more
     chosen = entries("methods", methods, "sampler", within=("grid",))
     plan = {label: [*common, *how] for label, how in chosen.items()}
     root = Path(out).expanduser() if out else Path("runs") / f"edits-{results.digest(plan)}"
@@ -51,7 +55,7 @@ def edits(
         nfe = evaluations(first["sampler"], first["grid"](steps, linear_vp()))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
-        records[label] = editing.edit(**compose([*words, f"nfe={nfe}", f"out={_quoted(folder)}"]))
+        records[label] = editing.edit(**compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
     _draw(records, root, images)
     return records
 
@@ -96,12 +100,5 @@ def _draw(records: Record, root: Path, images: str) -> None:
     say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
 
 
-def _quoted(value: Any) -> str:
-    """A value as Hydra takes it literally."""
-    if isinstance(value, (int, float)):
-        return str(value)
-    text = str(value)
-    if "\n" in text:
-        raise UserError(f"{text!r}: give a text of one line")
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def _as_word(value: Any) -> str:
+    return str(value) if isinstance(value, (int, float)) else quoted(value)

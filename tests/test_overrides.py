@@ -1,0 +1,47 @@
+"""Texts on their way through the shell and Hydra's grammar: nothing of them is changed."""
+
+import pytest
+
+from bdia_exp.cli import arguments, expand
+from bdia_exp.errors import UserError
+from bdia_exp.overrides import quoted, split
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat",
+        "it's",
+        "'quoted' and more",
+        '"hi" he said',
+        "a\\b",
+        "end\\",
+        "a\\'b",
+        "{a} [b] (c)",
+        "costs ${x} now",
+        "x=1, y=2",
+        "2024",
+        "true",
+        "ein Käfer – 甲虫",
+        "",
+    ],
+)
+def test_a_prompt_arrives_as_it_was_typed(text):
+    (words,) = expand("sample", ("model=tiny-sd", f"prompt={text}"), multirun=False)
+    assert arguments("sample", words)["prompt"] == text
+    again = ["model=tiny-sd", f"prompt={quoted(text)}"]
+    assert arguments("sample", again)["prompt"] == text
+
+
+def test_a_class_stays_a_number_and_null_is_nothing():
+    (words,) = expand("edit", ("images=x.png", "to=7", "prompt=null"), multirun=False)
+    given = arguments("edit", words)
+    assert (given["to"], given["prompt"]) == (7, None)
+
+
+def test_what_is_not_closed_or_given_twice_is_said():
+    with pytest.raises(UserError, match=r"settings=.* close its quot"):
+        split("settings", "model=x prompt='y")
+    assert split("overrides", None) == []
+    with pytest.raises(UserError, match="nfe= is given twice: give it once"):
+        expand("sample", ("nfe=9", "nfe=11"), multirun=False)

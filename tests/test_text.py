@@ -224,7 +224,8 @@ def test_another_prompt_is_another_experiment(picture, tmp_path):
         do(
             "edit",
             str(picture),
-            *EDIT,
+            *TINY,
+            *EDIT[-2:],
             "prompt=a bird",
             "to=a dog",
             states,

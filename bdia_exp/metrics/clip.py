@@ -126,7 +126,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 def prompts_of(found: ImageSet, count: int) -> list[str]:
     """The prompts of a run's first `count` images, by seed, out of the `prompts.csv` beside them.
 
-    Its columns are seed, image_id and prompt; image k.png has seed k. Raises UserError if there is
+    Its columns are seed, image and prompt; image k.png has seed k. Raises UserError if there is
     no such file, or none of its rows is of an image's seed.
     """
     places = [folder / "prompts.csv" for folder in (found.path, found.path.parent)]

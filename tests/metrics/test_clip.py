@@ -152,7 +152,7 @@ class Grey:
 def made(root: Path, rows: list[tuple]) -> Path:
     """A run of 70 images, seeds 5 to 74, with these rows of prompts."""
     Folder(root).write(range(5, 75), IMAGES)
-    lines = ["seed,image_id,prompt", *(",".join(map(str, row)) for row in rows)]
+    lines = ["seed,image,prompt", *(",".join(map(str, row)) for row in rows)]
     (root / "prompts.csv").write_text("\n".join(lines) + "\n")
     return root
 
@@ -183,7 +183,7 @@ def test_two_processes_one_without_images_give_the_score_of_one(folder, clip, tm
     grey = IMAGES[:, :1, :32, :32]
     Folder(tmp_path).write(range(70), grey)
     rows = [f"{k},0,{prompt}" for k, prompt in enumerate(PROMPTS)]
-    (tmp_path / "prompts.csv").write_text("\n".join(["seed,image_id,prompt", *rows]))
+    (tmp_path / "prompts.csv").write_text("\n".join(["seed,image,prompt", *rows]))
     words = [f"images={tmp_path}", "metrics=[fid,clip]", f"clip={folder}", "batch=70"]
     words += ["device=cpu", f"out={tmp_path / 'score.json'}", "-p", "2"]
     command = [sys.executable, "-m", "bdia_exp", "evaluate", *words]
@@ -206,7 +206,7 @@ def test_what_is_lacking_is_said_before_any_image(folder, tmp_path):
         evaluate(root, f"clip={folder}")
     for text in ("seed,prompt\nx,y\n", "image,prompt\n1,a\n", "seed,prompt\n5\n"):
         (root / "prompts.csv").write_text(text)
-        with pytest.raises(UserError, match="is not a CSV file of the columns seed, image_id"):
+        with pytest.raises(UserError, match="is not a CSV file of the columns seed, image"):
             evaluate(root, f"clip={folder}")
     (root / "prompts.csv").unlink()
     with pytest.raises(UserError, match=r"give a run that has prompts\.csv"):
@@ -216,7 +216,7 @@ def test_what_is_lacking_is_said_before_any_image(folder, tmp_path):
 def test_prompts_belong_to_numbered_images(tmp_path):
     (tmp_path / "set").mkdir()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "set/cat.png")
-    (tmp_path / "set/prompts.csv").write_text("seed,image_id,prompt\n0,0,a cat\n")
+    (tmp_path / "set/prompts.csv").write_text("seed,image,prompt\n0,0,a cat\n")
     with pytest.raises(UserError, match="no prompt for the image"):
         prompts_of(ImageSet(tmp_path / "set"), 1)
 

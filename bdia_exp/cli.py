@@ -136,9 +136,10 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
     bare = list(takewhile(lambda word: "=" not in word, words))
     if bare and command in POSITIONAL:
         words = (f"{POSITIONAL[command]}={','.join(bare)}", *words[len(bare) :])
-    keys = [word.partition("=")[0] for word in words if "=" in word]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UserError(f"{twice[0]}= is given twice: give it once")
+    # Of other keys the last one counts, as in Hydra; of these the first would be lost unseen.
+    for key in ("overrides", "settings"):
+        if sum(word.startswith(f"{key}=") for word in words) > 1:
+            raise UserError(f"{key}= is given twice: give all of them in one text")
     try:
         if not multirun:
             return [[_quoted(word) for word in words]]

@@ -43,5 +43,7 @@ def test_what_is_not_closed_or_given_twice_is_said():
     with pytest.raises(UserError, match=r"settings=.* close its quot"):
         split("settings", "model=x prompt='y")
     assert split("overrides", None) == []
-    with pytest.raises(UserError, match="nfe= is given twice: give it once"):
-        expand("sample", ("nfe=9", "nfe=11"), multirun=False)
+    with pytest.raises(UserError, match="overrides= is given twice: give all of them in one text"):
+        expand("reproduce", ("demo", "overrides=a=1", "overrides=b=2"), multirun=False)
+    (words,) = expand("sample", ("nfe=9", "nfe=11"), multirun=False)
+    assert arguments("sample", words)["nfe"] == 11

@@ -1,10 +1,13 @@
-"""Every sampler of configs/sampler runs on both families of networks, on its own grid."""
+"""Every sampler of configs/sampler runs on every family of networks."""
+
+from functools import cache
 
 import pytest
 import torch
 
 from bdia_exp.cli import arguments, options
 from bdia_exp.models.pndm import DDIM, DDIMUNet
+from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.sampling import Job
 from bdia_exp.schedules import linear_vp
 from bdia_exp.solvers import evaluations
@@ -19,6 +22,14 @@ def tiny_ddim(device: str, dtype: str) -> DDIM:
     return DDIM(net, linear_vp(), {"sha256": "none"})
 
 
+@cache
+def tiny_sd(device: str, dtype: str) -> StableDiffusion:
+    return arguments("sample", ["model=tiny-sd"])["model"](device=device, dtype=dtype)
+
+
+OF_TESTS = {"ddim": tiny_ddim, "sd": tiny_sd}
+
+
 @pytest.mark.parametrize("family", ["edm", "ddim", "sd"])
 @pytest.mark.parametrize("name", options("sampler"))
 def test_a_sampler_runs_on_every_model(name, family):
@@ -29,7 +40,7 @@ def test_a_sampler_runs_on_every_model(name, family):
     given = arguments("sample", [word for word in words if word], described=True)
     cost = evaluations(given["sampler"], given["grid"](2, linear_vp()))
     job = Job.build(
-        model=tiny_ddim if family == "ddim" else given["model"],
+        model=OF_TESTS.get(family, given["model"]),
         sampler=given["sampler"],
         grid=given["grid"],
         device="cpu",

@@ -242,21 +242,18 @@ def call(command: str, overrides: list[str]) -> Any:
         extra["compose"] = partial(_arguments_of, COMPOSING.get(command, "sample"))
     if "listing" in asked:
         extra["listing"] = _models()
-    given = arguments(command, overrides, described="config" in asked) | extra
-    named = {word.partition("=")[0].lstrip("+~") for word in overrides}
-    for key in BROUGHT - asked.keys() - (named - {"features"}):
-        given.pop(key, None)
-    check(function, given)
-    return function(**given)
+    return function(**_arguments_of(command, overrides), **extra)
 
 
 def _arguments_of(command: str, overrides: list[str]) -> dict[str, Any]:
     """What `call` would call a command's function with."""
-    given = arguments(command, overrides, described=True)
-    asked = inspect.signature(verb(command)).parameters
-    for key in BROUGHT - asked.keys():
+    function = verb(command)
+    asked = inspect.signature(function).parameters
+    given = arguments(command, overrides, described="config" in asked)
+    named = {word.partition("=")[0].lstrip("+~") for word in overrides}
+    for key in BROUGHT - asked.keys() - (named - {"features"}):
         given.pop(key, None)
-    check(verb(command), given)
+    check(function, given)
     return given
 
 

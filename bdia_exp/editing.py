@@ -374,14 +374,16 @@ class Trip:
 
     def decoded(self, way: Way) -> Tensor:
         """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
-        parts = way.last("z").double().split(self.config["batch"])
+        return self._pictures(way.last("z"))
+
+    def _pictures(self, states: Tensor) -> Tensor:
+        parts = states.double().split(self.config["batch"])
         return torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
 
     @cached_property
     def through_autoencoder(self) -> Tensor | None:
         """What the images are after encoding and decoding alone; None if they stay as they are."""
-        parts = self.states.double().split(self.config["batch"])
-        images = torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
+        images = self._pictures(self.states)
         return None if torch.equal(images, self.images) else images
 
     def pixel_errors(self, pictures: Tensor) -> Record:

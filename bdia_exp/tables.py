@@ -1,6 +1,6 @@
 """Tables: from records to the paper's tables, measured beside published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -83,6 +83,13 @@ def collect(
     }
 
 
+BESIDE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("label_accuracy", "label accuracy", lambda share: f"{100 * share:.1f} %"),
+    ("clip_score", "CLIP score", lambda score: f"{score:.2f}"),
+)
+"""What a table shows beside FID, where it was measured: the cell's key, its name, its form."""
+
+
 def _model(overrides: Sequence[str]) -> str | None:
     """The model that overrides name, whose published numbers a table holds."""
     named = [word.partition("=")[2] for word in overrides if word.startswith("model=")]
@@ -99,20 +106,11 @@ def markdown(drawn: Drawn) -> str:
         parts.append(f"## {table['title']}")
         parts.append(_about(drawn, table["cells"]))
         parts.append(_grid(table, cells, "FID", _fid_texts(table, cells, drawn["report"])))
-        if any(cell["label_accuracy"] is not None for cell in cells.values()):
-            texts = {
-                key: f"{100 * cell['label_accuracy']:.1f} %"
-                for key, cell in cells.items()
-                if cell["label_accuracy"] is not None
-            }
-            parts.append(_grid(table, cells, "label accuracy", texts))
-        if any(cell.get("clip_score") is not None for cell in cells.values()):
-            texts = {
-                key: f"{cell['clip_score']:.2f}"
-                for key, cell in cells.items()
-                if cell["clip_score"] is not None
-            }
-            parts.append(_grid(table, cells, "CLIP score", texts))
+        for key, what, told in BESIDE:
+            found = {place: cell.get(key) for place, cell in cells.items()}
+            texts = {place: told(n) for place, n in found.items() if n is not None}
+            if texts:
+                parts.append(_grid(table, cells, what, texts))
         if table["match"]:
             parts.append(_nearest_row(table, cells))
     return "\n\n".join(parts) + "\n"

@@ -17,32 +17,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bdia_exp import fetch, grids
+from bdia_exp import grids
 from bdia_exp.cli import arguments
 from bdia_exp.core import Counted, Grid, Sampler
-from bdia_exp.errors import UserError
 from bdia_exp.inversion import DDIMInversion
 from bdia_exp.models import Text
-from bdia_exp.models.clip_tokenizer import WHEEL
 from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.rules import ddim, dpmpp
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.solvers import multistep, pndm
 
+pytestmark = pytest.mark.usefixtures("stable_diffusion")
+
 PROMPTS = ["a red fox in the snow", "two cups of tea, a photograph"]
 BOUND = 1e-5
 STEPS = 10
 CONTROL_SCALE = 0.7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needed():
-    pytest.importorskip("diffusers")
-    pytest.importorskip("transformers")
-    try:
-        fetch.get(WHEEL)
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @cache

@@ -8,9 +8,10 @@ import gzip
 import json
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bdia_exp import fetch
 from bdia_exp.errors import UserError
@@ -33,7 +34,7 @@ def tokenizer(pad_token: str) -> "CLIPTokenizer":
 
     `pad_token` is "<|endoftext|>" for Stable Diffusion 1, "!" (id 0) for version 2. An "!" in a
     text keeps its own id, 256, as it does in CLIP: the padding is no token that texts are searched
-    for. (The tokenizer in version 2's diffusers folder makes it a 0.)
+    for.
 
     Raises UserError if transformers is missing, the vocabulary cannot be had, or does not hold
     `pad_token`.
@@ -42,13 +43,7 @@ def tokenizer(pad_token: str) -> "CLIPTokenizer":
     vocab, merges = _vocabulary()
     if pad_token not in vocab:
         raise UserError(f"pad_token={pad_token!r} is not in CLIP's vocabulary: give {END!r} or '!'")
-    try:
-        made = kind(vocab=vocab, merges=list(merges), model_max_length=LENGTH)
-    except TypeError:
-        made = _from_files(kind, vocab, merges)
-    # Set afterwards: what the constructor is given becomes a mark that texts are searched for.
-    made.pad_token = pad_token
-    return made
+    return _made(kind, vocab, merges, LENGTH, pad_token)
 
 
 def without_mark(given: "CLIPTokenizer") -> "CLIPTokenizer":
@@ -61,22 +56,32 @@ def without_mark(given: "CLIPTokenizer") -> "CLIPTokenizer":
     if pad == given.eos_token:
         return given
     merges = json.loads(given.backend_tokenizer.to_str())["model"]["merges"]
-    pairs: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    made = type(given)(
-        vocab=given.get_vocab(), merges=pairs, model_max_length=given.model_max_length
-    )
-    made.pad_token = pad
+    pairs = [_pair(m) if isinstance(m, str) else (m[0], m[1]) for m in merges]
+    return _made(type(given), given.get_vocab(), pairs, given.model_max_length, pad)
+
+
+def _made(
+    kind, vocab: dict[str, int], merges: Sequence[Merge], longest: int, pad_token: str
+) -> "CLIPTokenizer":
+    try:
+        made = kind(vocab=vocab, merges=list(merges), model_max_length=longest)
+    except TypeError:
+        made = _from_files(kind, vocab, merges, longest)
+    # Set afterwards: what the constructor is given becomes a mark that texts are searched for.
+    made.pad_token = pad_token
     return made
 
 
-def _from_files(kind, vocab: dict[str, int], merges: tuple[Merge, ...]) -> "CLIPTokenizer":
+def _from_files(
+    kind, vocab: dict[str, int], merges: Sequence[Merge], longest: int
+) -> "CLIPTokenizer":
     """As transformers before version 5 wants it."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"vocab_file": f"{folder}/vocab.json", "merges_file": f"{folder}/merges.txt"}
         Path(files["vocab_file"]).write_text(json.dumps(vocab), encoding="utf-8")
         lines = ["#version: 0.2", *map(" ".join, merges)]
         Path(files["merges_file"]).write_text("\n".join(lines), encoding="utf-8")
-        return kind(**files, model_max_length=LENGTH)
+        return kind(**files, model_max_length=longest)
 
 
 @lru_cache(maxsize=1)

@@ -18,21 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from bdia_exp import checkpoints
-from bdia_exp.checkpoints import Checkpoint
+from bdia_exp.checkpoints import PIPELINE, Checkpoint
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.schedules import DiscreteVP, linear_vp, scaled_linear_vp
 
 Description = dict[str, Any]
 
-NETWORKS = ("unet", "vae", "text_encoder")
 LDM = "model.diffusion_model."
 """How the names of a single file's U-Net begin."""
 
 
 def described_by(folder: Path) -> Description:
     """What a folder's config.json files say. Raises UserError if one is missing or no JSON."""
-    files = {name: folder / name / "config.json" for name in NETWORKS}
+    files = {name: folder / name / "config.json" for name in PIPELINE}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     return {name: read_json(file) for name, file in files.items()}
 
@@ -55,7 +54,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def require_promised(promised: Mapping[str, Any], found: Description, source: str) -> None:
     """Raises UserError, naming the first difference, unless `found` is what model= promises."""
-    for part in ("unet", "vae", "text_encoder", "scheduler", "controlnet"):
+    for part in (*PIPELINE, "scheduler", "controlnet"):
         for key, value in promised.get(part, {}).items():
             here = found[part].get(key, value)
             if here != value:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bdia_exp import checkpoints
+from bdia_exp.checkpoints import PIPELINE
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.extras import require
@@ -21,7 +22,7 @@ from bdia_exp.guidance import guided
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
 from bdia_exp.models.clip_tokenizer import tokenizer as clip_tokenizer
 from bdia_exp.models.clip_tokenizer import without_mark
-from bdia_exp.models.sd_files import NETWORKS, Description
+from bdia_exp.models.sd_files import Description
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
@@ -97,10 +98,8 @@ class StableDiffusion:
 
             found = torch.cat(
                 [
-                    guided(network, own, text.guidance, *conditions)
-                    for own, *conditions in zip(
-                        *(t.split(together) for t in (x, *each)), strict=True
-                    )
+                    guided(network, own, text.guidance, *rest)
+                    for own, *rest in zip(*(t.split(together) for t in (x, *each)), strict=True)
                 ]
             )
             if self.prediction == "v_prediction":
@@ -207,16 +206,16 @@ def load(
             "a folder in diffusers' layout"
         )
 
-    wanted = (*NETWORKS, "scheduler", *([] if folder else ["pad_token"]))
+    wanted = (*PIPELINE, "scheduler", *([] if folder else ["pad_token"]))
     if missing := [part for part in wanted if part not in found]:
         raise UserError(f"model.network lacks {', '.join(missing)}: take it from model=sd21_base")
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     single = sd_files.read_single(path, found) if path and not folder and not on_meta else {}
-    for part in NETWORKS:
+    for part in PIPELINE:
         own = folder / part if folder else None
         parts[part] = _network(part, found[part], own, single.get(part), random, on_meta)
-    sd_files.require_plain(*(parts[part].config for part in NETWORKS))
+    sd_files.require_plain(*(parts[part].config for part in PIPELINE))
     provenance: dict[str, object] = {"checkpoint": path.name if path else checkpoint}
     if not on_meta:
         hashes["sha256"] = checkpoints.sha256(path) if path else _digest(parts)

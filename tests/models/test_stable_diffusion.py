@@ -17,28 +17,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdia_exp import checkpoints, cli, fetch
+from bdia_exp import checkpoints, cli
 from bdia_exp.cli import arguments
 from bdia_exp.errors import UserError
 from bdia_exp.estimates import measure
 from bdia_exp.models import Text, sd_files
-from bdia_exp.models.clip_tokenizer import WHEEL
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
 from bdia_exp.schedules import edm
 from bdia_exp.store import ImageSet
 from tests.models import single_files
 
+pytestmark = pytest.mark.usefixtures("stable_diffusion")
+
 PROMPT = "a red fox in the snow"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needed():
-    pytest.importorskip("diffusers")
-    pytest.importorskip("transformers")
-    try:
-        fetch.get(WHEEL)
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @cache

@@ -26,6 +26,7 @@ from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.fixedpoint import Log, quantise, value
 from bdia_exp.inversion import STATES, FixedPointInversion, Inversion, Kept
+from bdia_exp.jobs.identity import plainly
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.results import Record
@@ -262,6 +263,7 @@ class Trip:
         if verb == "edit":
             identity |= {"to": config["to"]}
             identity["classify"] = config["classify"] and config["features"]
+        identity = plainly(identity)
         name = f"{verb}-{choices['sampler']}-nfe{config['nfe']}-{results.digest(identity)}"
         out = config["out"]
         root = Path(out).expanduser() if out else Path("runs") / choices["model"] / name
@@ -298,7 +300,7 @@ class Trip:
         if not old and root.is_dir() and any(root.iterdir()):
             raise UserError(f"{root} holds other files: choose another out=, or an empty folder")
         if old:
-            results.require_same(root, old.get("identity", {}), identity)
+            results.require_same(root, plainly(old.get("identity", {})), identity)
             whole = verb != "invert" or (root / STATES_FILE).exists()
             if old.get("complete") and whole:
                 say(f"{root} is complete: nothing to do")
@@ -367,7 +369,7 @@ class Trip:
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
         here, there = (
             {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
-            for identity in (self.record["identity"], old["identity"])
+            for identity in (self.record["identity"], plainly(old["identity"]))
         )
         results.require_same(source, there, here, "invert these images anew")
         return Way(load_states(source / STATES_FILE, self.device), old["nfe"])

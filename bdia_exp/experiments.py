@@ -14,10 +14,10 @@ from pathlib import Path
 from bdia_exp import checkpoints, results
 from bdia_exp.errors import UserError
 from bdia_exp.estimates import Cost, cost_of, in_bytes
+from bdia_exp.jobs.identity import identity_of, plainly, same_score
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.results import Record
-from bdia_exp.sampling import identity_of, same_score
 from bdia_exp.store import is_image_set
 
 SETTLED = {"images", "seeds", "out", "score"}
@@ -109,7 +109,7 @@ class Run:
             return False
         config = self.arguments["config"]
         # Where a file is not on this machine, the record is believed.
-        same_images = record["identity"] == identity_of(config, record["identity"])
+        same_images = plainly(record["identity"]) == identity_of(config, record["identity"])
         return same_images and same_score(record["config"], config)
 
     @property

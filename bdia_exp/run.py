@@ -21,6 +21,7 @@ from bdia_exp.console import duration, one_of, positive, progress, say
 from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.extras import require
+from bdia_exp.jobs.identity import DEFAULT_IMAGES, identity_of, plainly, same_score
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.features import Extractor
@@ -30,15 +31,7 @@ from bdia_exp.metrics.score import Score
 from bdia_exp.models import Model
 from bdia_exp.overrides import split
 from bdia_exp.results import Record
-from bdia_exp.sampling import (
-    DEFAULT_IMAGES,
-    Job,
-    Places,
-    identity_of,
-    require_gammas,
-    same_score,
-    stream,
-)
+from bdia_exp.sampling import Job, Places, require_gammas, stream
 from bdia_exp.seeds import parse
 
 
@@ -98,7 +91,7 @@ def sample(
     root = Path(out).expanduser() if out else Path("runs") / name
     old = dist.broadcast(results.load(root / "record.json") or {} if dist.rank() == 0 else {})
     if old:
-        results.require_same(root, old.get("identity", {}), identity)
+        results.require_same(root, plainly(old.get("identity", {})), identity)
         results.require_same(root, {key: old.get(key) for key in about_text}, about_text)
     asked = ("save", "score") if score else ("save",)
     same = all(old.get("config", {}).get(key) == config[key] for key in asked)

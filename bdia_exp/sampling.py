@@ -2,20 +2,18 @@
 
 import hashlib
 import inspect
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import checkpoints, dist, prompts, store
+from bdia_exp import dist, prompts, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
@@ -23,59 +21,6 @@ from bdia_exp.prompts import Prompts
 from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import grid_for
-
-DEFAULT_IMAGES = 64
-IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
-"""The keys that decide what image a seed gives; they and the seeds name a run."""
-CAPTIONS = ("prompts", "prompts_seed")
-"""Those that do so for a model of text to image where there is no `prompt`."""
-SCORED_BY = ("reference", "features", "metrics", "resize", "clip")
-"""The keys that decide, beside the images, what their score is."""
-
-
-def same_score(old: Record, new: Record) -> bool:
-    """Whether two configurations of `sample` score the same images alike.
-
-    Records older than a key lack it, and were scored as its default has it.
-    """
-
-    def asked(config: Record) -> list:
-        chosen = {key: config.get(key) for key in SCORED_BY}
-        if isinstance(features := chosen["features"], dict) and features.get("dim") == 2048:
-            chosen["features"] = {key: features[key] for key in features if key != "dim"}
-        return [chosen[key] for key in SCORED_BY]
-
-    return asked(old) == asked(new)
-
-
-def identity_of(config: Record, known: Mapping[str, Any]) -> Record:
-    """What decides the images of a run of `sample`, in the form that a record keeps.
-
-    The files among it stand there with their sha256; of those that are not on this machine, or are
-    no files, it is the one that is `known`.
-    """
-    seeds, images = config["seeds"], config["images"]
-    wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
-    keys, files = [*IDENTITY], {"checkpoint": config["model"]["checkpoint"]}
-    if control := config["model"].get("control"):
-        files["control_network"] = control["checkpoint"]
-    if config.get("prompt") is not None:
-        keys += ["prompt", "guidance"]
-    elif config.get("prompts") is not None:
-        keys += [*CAPTIONS, "guidance"]
-        files["prompts_sha256"] = config["prompts"]
-    if config.get("control") is not None:
-        keys.append("control")
-        files["control_sha256"] = config["control"]
-    chosen = {key: config[key] for key in keys} | {"seeds": wanted}
-    hashes = {what: _sha256(name) or known.get(what) for what, name in files.items()}
-    return json.loads(json.dumps(chosen | hashes))
-
-
-def _sha256(name: str) -> str | None:
-    """Of a file by its name in a configuration, if it is on this machine."""
-    path = checkpoints.present(name)
-    return checkpoints.sha256(path) if path else None
 
 
 def require_gammas(sampler: Record) -> None:

@@ -10,7 +10,7 @@ import torch
 from bdia_exp import experiments, run
 from bdia_exp.cli import arguments
 from bdia_exp.errors import UserError
-from bdia_exp.sampling import same_score
+from bdia_exp.jobs.identity import same_score
 from tests.countable import DECODING, EVALUATION, Latent
 
 TINY = {

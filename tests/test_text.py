@@ -46,7 +46,7 @@ def test_a_run_says_what_it_asked_for(captioned, capsys):
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
     assert len({row["prompt"] for row in rows}) == 3
     assert not (out / "images" / "dataset.json").exists(), "there are no classes"
-    assert {"prompts", "prompts_seed", "guidance", "prompts_sha256"} < record["identity"].keys()
+    assert {"guidance", "prompts_sha256"} < record["identity"].keys()
 
 
 def test_an_image_depends_on_its_seed_and_prompt_alone(captioned, tmp_path):

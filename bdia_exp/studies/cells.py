@@ -1,6 +1,6 @@
 """What the studies share: their keys as lists, and their results on disk."""
 
-import json
+import glob
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +13,7 @@ from torch import Tensor
 from bdia_exp import results, store
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.identity import plainly
 from bdia_exp.overrides import split
 from bdia_exp.results import Record
 
@@ -32,13 +33,14 @@ class Cells:
 
     def get(self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
         """The result of this identity, from the disk or else computed and written."""
-        plain = json.loads(json.dumps(identity, default=str))
+        plain = plainly(identity)
         slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
-        file = self.root / "cells" / f"{slug}-{results.digest(plain)}.json"
-        found = results.load(file)
-        if found is None or found.get("identity") != plain:
-            found = {"name": name, "identity": plain, **self.made, **compute()}
-            results.save(file, found)
+        for file in sorted((self.root / "cells").glob(f"{glob.escape(slug)}-????????.json")):
+            found = results.load(file)
+            if found and plainly(found.get("identity")) == plain:
+                return found
+        found = {"name": name, "identity": plain, **self.made, **compute()}
+        results.save(self.root / "cells" / f"{slug}-{results.digest(plain)}.json", found)
         return found
 
 

@@ -7,16 +7,19 @@ three ranges of 50,000 and reports the least FID.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 from bdia_exp import checkpoints, results
 from bdia_exp.errors import UserError
 from bdia_exp.estimates import Cost, cost_of, in_bytes
-from bdia_exp.jobs.identity import identity_of, plainly, same_score
+from bdia_exp.jobs.asked import sources_of
+from bdia_exp.jobs.identity import files_of, identity_of, plainly, same_score
+from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
+from bdia_exp.overrides import key_of
 from bdia_exp.results import Record
 from bdia_exp.store import is_image_set
 
@@ -90,16 +93,16 @@ def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `sample` that a cell needs, with the arguments to call it with."""
+    """One run of `sample` that a cell needs."""
 
     cell: Cell
-    seeds: str
+    asked: Sampling
     images: int
-    arguments: Record
 
     @property
     def root(self) -> Path:
-        return Path(self.arguments["out"])
+        assert self.asked.out
+        return Path(self.asked.out)
 
     @cached_property
     def done(self) -> bool:
@@ -107,15 +110,14 @@ class Run:
         record = results.load(self.root / "record.json") or {}
         if not _scored(record):
             return False
-        config = self.arguments["config"]
-        # Where a file is not on this machine, the record is believed.
-        same_images = plainly(record["identity"]) == identity_of(config, record["identity"])
-        return same_images and same_score(record["config"], config)
+        then = plainly(record["identity"])  # where a file is not on this machine it is believed
+        now = identity_of(self.asked, then, seeds=self.asked.seeds_text)
+        return bool(then == now) and same_score(record["config"], self.asked)
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of single images."""
-        return self.images * self.arguments["nfe"]
+        return self.images * self.asked.nfe
 
 
 def runs_of(
@@ -125,36 +127,32 @@ def runs_of(
     stride: int,
     repeats: int,
     settings: Sequence[str],
-    compose: Callable[[list[str]], Record],
+    compose: Callable[[list[str]], Sampling],
     defaults: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Run]:
     """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
 
-    `compose` turns a list of overrides into the arguments of `sample`; `overrides` are the user's,
+    `compose` turns overrides into what `sample` is asked for; `overrides` are the user's,
     for every cell, and replace what they name of `defaults`, the experiment's `settings`. Images
     are kept until a run is complete, so that a killed one goes on.
     Raises UserError if they touch what a cell, or the experiment, is made of.
     """
     runs = []
     for cell in cells:
-        settled = {word.partition("=")[0] for word in (*cell.overrides, *settings)} | SETTLED
-        if both := settled & {word.partition("=")[0].lstrip("+~") for word in overrides}:
+        settled = {key_of(word) for word in (*cell.overrides, *settings)} | SETTLED
+        if both := settled & {key_of(word) for word in overrides}:
             raise UserError(
                 f"overrides: {' and '.join(sorted(both))} of {cell.name} cannot be changed; "
                 "use limit=, cells=, out=, or an experiment of your own in configs/experiment"
             )
-        given = {word.partition("=")[0].lstrip("+~") for word in (*overrides, *cell.overrides)}
-        first = [word for word in defaults if word.partition("=")[0] not in given]
+        given = {key_of(word) for word in (*overrides, *cell.overrides)}
+        first = [word for word in defaults if key_of(word) not in given]
         fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
-        arguments = compose([*first, *cell.overrides, *fixed])
+        asked = compose([*first, *cell.overrides, *fixed])
         for start in range(0, repeats * stride, stride):
-            where = {
-                "seeds": f"{start}-{start + images - 1}",
-                "out": str(cell.folder(start)),
-            }
-            config = arguments["config"] | where
-            runs.append(Run(cell, where["seeds"], images, arguments | where | {"config": config}))
+            seeds, out = f"{start}-{start + images - 1}", str(cell.folder(start))
+            runs.append(Run(cell, replace(asked, seeds=seeds, out=out), images))
     return runs
 
 
@@ -170,11 +168,11 @@ class Costs:
 
     def of(self, run: Run) -> Cost | None:
         """What this run's model takes."""
-        given = {key: run.arguments.get(key) for key in ("batch", "dtype", "guidance")}
-        how: Record = {key: value for key, value in given.items() if value is not None}
-        key = f"{run.arguments['config']['model']} {how}"
+        asked = run.asked
+        how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+        key = f"{asked.model.config} {how}"
         if key not in self._known:
-            self._known[key] = cost_of(run.arguments["model"], **how)
+            self._known[key] = cost_of(asked.model.make, **how)
         return self._known[key]
 
     def flops(self, runs: Iterable[Run]) -> tuple[float, float] | None:
@@ -238,8 +236,8 @@ def _memory(runs: list[Run], costs: Costs) -> list[str]:
     largest: dict[str, tuple[int, str]] = {}
     for run in runs:
         if cost := costs.of(run):
-            name, total = run.arguments["choices"]["model"], cost.working_set + cost.weights_size
-            line = f"  memory of {name}: {cost.memory(run.arguments['batch'])}"
+            name, total = run.asked.model.name, cost.working_set + cost.weights_size
+            line = f"  memory of {name}: {cost.memory(run.asked.batch)}"
             largest[name] = max(largest.get(name, (0, "")), (total, line))
     return [line for _, line in largest.values()]
 
@@ -249,7 +247,7 @@ def _disk(runs: list[Run], costs: Costs) -> list[str]:
     kept: dict[str, list[int]] = {}
     for run in runs:
         if cost := costs.of(run):
-            kept.setdefault(run.arguments["save"], []).append(run.images * cost.image_size)
+            kept.setdefault(run.asked.save, []).append(run.images * cost.image_size)
     kept.pop("none", None)
     lines = []
     for save, sizes in kept.items():
@@ -266,14 +264,14 @@ class Needs:
 
     def lacking(self, run: Run) -> list[str]:
         """Why this run cannot start, after fetching what may be fetched; empty if it can."""
-        config = run.arguments["config"]
+        asked = run.asked
         questions: dict[str, Callable[[], object]] = {
-            str(config["model"]): partial(run.arguments["model"], device="cpu", dtype="auto"),
-            str(config["reference"]): partial(_readable, config["reference"]),
-            str(config["features"]): partial(run.arguments["features"], device="cpu"),
+            str(asked.model.config): partial(asked.model.make, device="cpu", dtype="auto"),
+            str(asked.reference): partial(_readable, asked.reference),
+            str(asked.features.config): partial(asked.features.make, device="cpu"),
         }
-        for key in ("clip", "prompts"):
-            if source := config.get(key):
+        for key, source in sources_of(asked).items():
+            if key != "reference":
                 questions[f"{key}={source}"] = partial(checkpoints.locate, source)
         for question, ask in questions.items():
             if question not in self._known:
@@ -300,11 +298,8 @@ def _readable(reference: str | None) -> None:
 
 def absent(run: Run) -> list[str]:
     """The files that this run reads and that are not on this machine."""
-    config = run.arguments["config"]
-    names = [config["model"]["checkpoint"], config["reference"]]
-    names += [config.get("clip"), config.get("prompts")]
-    names.append((config["model"].get("control") or {}).get("checkpoint"))
-    if "inception" in config["features"]["_target_"] and not inception.weights_are_here():
+    names = [*files_of(run.asked).values(), *sources_of(run.asked).values()]
+    if "inception" in run.asked.features.config["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
-    files = [name for name in names if name and not name.startswith("random:")]
+    files = dict.fromkeys(name for name in names if not name.startswith("random:"))
     return [name for name in files if checkpoints.present(name) is None]

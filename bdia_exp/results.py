@@ -90,4 +90,5 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in keys
             for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
         ]
-    return [] if old == new else [f"{name} was {old}, now {new}"]
+    was, now = ("the default" if value is None else value for value in (old, new))
+    return [] if old == new else [f"{name} was {was}, now {now}"]

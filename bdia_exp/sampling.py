@@ -16,24 +16,12 @@ from tqdm import tqdm
 from bdia_exp import dist, prompts, store
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.settings import Drawing, Solving
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.prompts import Prompts
 from bdia_exp.results import Record
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import grid_for
-
-
-def require_gammas(sampler: Record) -> None:
-    """Raises UserError unless every γ of a sampler's configuration is 0 to 1.
-
-    The solvers take more: 1/γ runs them backwards.
-    """
-    for key in ("gamma", "gamma1", "gamma2"):
-        if not 0 <= sampler.get(key, 0.0) <= 1:
-            raise UserError(
-                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 BDIA of "
-                "Tables 2 and 3"
-            )
 
 
 @dataclass(frozen=True)
@@ -45,30 +33,32 @@ class Texts:
     control: Tensor | None = None  # uint8 [1, 3, H, W]
 
     @classmethod
-    def of(cls, model: Model, config: Record) -> "Texts | None":
-        """What a configuration asks a model for; None if it takes no text.
+    def of(cls, model: Model, asked: Drawing) -> "Texts | None":
+        """What a model is asked for; None if it takes no text.
 
         Raises UserError if the two do not go together.
         """
-        text, source = config["prompt"], config["prompts"]
+        text, source = asked.prompt, asked.prompts
+        given = {"prompt": text, "prompts": source, "control": asked.control}
         if not model.takes_text:
-            for key in ("prompt", "prompts", "control"):
-                if config[key] is not None:
+            for key, value in given.items():
+                if value is not None:
                     raise UserError(f"{key}=: this model takes no text; leave {key}= out")
             return None
-        if text is None and source is None:
+        if text is not None:
+            chosen = prompts.of_text(text)
+        elif source is not None:
+            chosen = prompts.read(source, asked.prompts_seed)
+        else:
             raise UserError(
                 'give prompt="what the images show", or prompts=FILE with a caption for each'
             )
-        if (config["control"] is None) != ("ControlNet" not in model.networks):
+        if (asked.control is None) != ("ControlNet" not in model.networks):
             raise UserError(
                 "a ControlNet and its image go together: give control= with condition=controlnet"
             )
-        require_guidance(config["guidance"])
-        chosen = (
-            prompts.read(source, config["prompts_seed"]) if text is None else prompts.of_text(text)
-        )
-        return cls(chosen, config["guidance"], control_image(model, config["control"]))
+        require_guidance(asked.guidance)
+        return cls(chosen, asked.guidance, control_image(model, asked.control))
 
     def __call__(self, seeds: Sequence[int]) -> Text:
         """The condition of the images of these seeds."""
@@ -96,6 +86,12 @@ def control_image(model: Model, source: str | None) -> Tensor | None:
     return store.ImageSet(source, fit=model.image_shape).read([0])
 
 
+def levels_of(asked: Solving, model: Model) -> Grid:
+    """The grid on which the sampler spends the NFE. Raises UserError if there is none."""
+    make = asked.grid.make
+    return grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that decides an image but its seed."""
@@ -108,15 +104,19 @@ class Job:
     noise_device: str
 
     @classmethod
-    def build(cls, *, model, sampler, grid, device: str, config: Record) -> "Job":
+    def of(cls, asked: Drawing, device: str) -> "Job":
         """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
-        loaded: Model = model(device=device, dtype=config["dtype"])
-        label = config["class"]
-        if label is not None:
-            require_class(loaded, "class", label)
-        levels = grid_for(sampler, lambda steps: grid(steps, loaded.schedule), config["nfe"])
-        texts = Texts.of(loaded, config)
-        return cls(loaded, sampler, levels, label, texts, config["noise_device"])
+        model = asked.model.make(device=device, dtype=asked.dtype)
+        if asked.class_ is not None:
+            require_class(model, "class", asked.class_)
+        return cls(
+            model,
+            asked.sampler.make,
+            levels_of(asked, model),
+            asked.class_,
+            Texts.of(model, asked),
+            asked.noise_device,
+        )
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The noise and the labels of these seeds, drawn in EDM's order."""

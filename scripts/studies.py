@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from bdia_exp import experiments, figures, store
-from bdia_exp.cli import CONFIGS
+from bdia_exp.cli.configs import CONFIGS
 from bdia_exp.errors import UserError
 
 EDITS = {

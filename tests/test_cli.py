@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,27 @@ import pytest
 from click.testing import CliRunner
 from omegaconf import OmegaConf
 
-from bdia_exp import experiments, run
-from bdia_exp.cli import BROUGHT, CONFIGS, arguments, check, composed, expand, main, options, verb
+from bdia_exp import experiments
+from bdia_exp.cli import main
+from bdia_exp.cli.configs import (
+    check,
+    commands,
+    composed,
+    expand,
+    groups_of,
+    options,
+    settings,
+    text_of,
+)
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import as_key
+from bdia_exp.verbs import names, verb
 from tests.samplers import SAMPLERS, STOCHASTIC
+
+GIVEN = {
+    "reproduce": ["experiment=demo"],
+    "table": ["experiment=demo"],
+}
 
 
 def invoke(*words: str):
@@ -25,28 +44,30 @@ def invoke(*words: str):
 def test_help_lists_every_key_and_choice(command):
     shown = invoke(command, "--help")
     assert shown.exit_code == 0
-    text = (CONFIGS / f"{command}.yaml").read_text()
-    config = OmegaConf.create(text)
-    keys = [str(key) for key in config if key != "defaults"]
+    config, _ = composed(command, GIVEN.get(command, []))
+    keys = [str(key) for key in config if re.search(rf"^{key}:", text_of(command), re.M)]
+    assert bool(keys) == (command != "models")
     assert all(f"  {key}:" in shown.output for key in keys)
     if command == "sample":
         for group in ("model", "sampler", "grid", "features"):
             assert all(name in shown.output for name in options(group))
 
 
-GIVEN = {
-    "reproduce": ["experiment=demo"],
-    "table": ["experiment=demo"],
-}
-
-
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_config_keys_are_the_parameters_of_the_verbs(command):
     config, _ = composed(command, GIVEN.get(command, []))
-    keys = {f"{key}_" if key == "class" else key for key in config}
-    parameters = set(inspect.signature(verb(command)).parameters)
-    keys -= BROUGHT - parameters
-    assert keys == parameters - {"config", "choices", "compose", "listing"}
+    asked = fields(verb(command).asks)
+    own = {key for key in config if re.search(rf"^{key}:", text_of(command), re.M)}
+    own |= {group for group in groups_of(command) if group in config}
+    own -= {"features"} if command in ("invert", "roundtrip") else set()
+    assert own == {as_key(field.name) for field in asked}
+    for field in asked:  # a record without a key was made with what is the default still
+        if field.default is not MISSING:
+            assert config[as_key(field.name)] == field.default
+
+
+def test_every_configuration_is_a_verb_and_the_other_way_round():
+    assert commands() == names() == sorted(main.commands)
 
 
 GROUPS = [(group, name) for group in ("sampler", "grid", "model") for name in options(group)]
@@ -57,7 +78,7 @@ def test_every_yaml_builds_and_binds(group, name):
     words = [f"{group}={name}"]
     if (group, name) in (("model", "edm"), ("model", "sd")):
         words.append("model.checkpoint=bundled:fashion_mini.safetensors")
-    built = arguments("sample", words)[group]
+    built = getattr(settings("sample", words), group).make
     built = built if isinstance(built, partial) else partial(built)
     inspect.signature(built.func).bind_partial(**built.keywords)
     check(built.func, built.keywords)
@@ -77,7 +98,7 @@ def test_every_sampler_yaml_goes_through_the_laws(name):
             for k, v in (defaults | given).items()
         }
 
-    built = call(arguments("sample", [f"sampler={name}"])["sampler"])
+    built = call(settings("sample", [f"sampler={name}"]).sampler.make)
     assert built in [call(entry.sampler) for entry in (*SAMPLERS, *STOCHASTIC)]
 
 
@@ -86,7 +107,7 @@ def test_every_cell_of_every_experiment_builds(name):
     config, _ = composed("reproduce", [f"experiment={name}"])
     experiment = OmegaConf.to_container(config.experiment)
     for cell in experiments.cells_of(experiment, Path("somewhere")):
-        check(run.sample, arguments("sample", list(cell.overrides), described=True))
+        assert settings("sample", list(cell.overrides)).nfe > 0
 
 
 def test_sampler_brings_its_grid_and_the_command_line_overrules_it():
@@ -172,7 +193,7 @@ MISTAKES = {
     "fetch fid_celeba_train.npz": "has to be downloaded by a person",
     "reference": "give images=",
     "reference /nothing/here out=x": "/nothing/here does not exist",
-    "models -p 2": "-p is for sample, evaluate, reference, reproduce, sweep, not for models",
+    "models -p 2": "-p is for evaluate, reference, reproduce, sample, sweep, not for models",
     "sample score=true images=99 metrics=fid,kidd save=none": "did you mean 'kid'?",
     "sample score=true images=99 metrics=[fid,3] save=none": "metrics=3 is unknown",
     "sample -p 0": "-p 0: give a number of processes, or gpu",
@@ -223,7 +244,7 @@ def test_full_disk_is_said(tmp_path, monkeypatch):
 
 def test_wrong_type_in_a_nested_key_is_found_before_anything_runs():
     with pytest.raises(UserError, match=r"grid.rho=seven must be float"):
-        arguments("sample", ["grid.rho=seven"])
+        settings("sample", ["grid.rho=seven"])
 
 
 def test_completion_offers_choices_and_keys():

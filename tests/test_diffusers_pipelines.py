@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from bdia_exp import grids
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import settings
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.inversion import DDIMInversion
 from bdia_exp.models import Text
@@ -38,7 +38,7 @@ CONTROL_SCALE = 0.7
 @cache
 def loaded(control: bool) -> StableDiffusion:
     words = ["condition=tiny-controlnet", "control=none.png"] if control else []
-    return arguments("sample", ["model=tiny-sd", *words])["model"]()
+    return settings("sample", ["model=tiny-sd", *words]).model.make()
 
 
 def tiny(prediction: str = "epsilon", control: bool = False) -> StableDiffusion:

@@ -1,11 +1,13 @@
 """Every sampler of configs/sampler runs on every family of networks."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from bdia_exp.cli import arguments, options
+from bdia_exp.cli.configs import options, settings
+from bdia_exp.jobs.asked import Choice
 from bdia_exp.models.pndm import DDIM, DDIMUNet
 from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.sampling import Job
@@ -24,7 +26,7 @@ def tiny_ddim(device: str, dtype: str) -> DDIM:
 
 @cache
 def tiny_sd(device: str, dtype: str) -> StableDiffusion:
-    return arguments("sample", ["model=tiny-sd"])["model"](device=device, dtype=dtype)
+    return settings("sample", ["model=tiny-sd"]).model.make(device=device, dtype=dtype)
 
 
 OF_TESTS = {"ddim": tiny_ddim, "sd": tiny_sd}
@@ -37,15 +39,10 @@ def test_a_sampler_runs_on_every_model(name, family):
     if family == "sd":
         grid = "karras" if name == "edm_churn" else "leading"
         words += ["model=tiny-sd", f"grid={grid}", "grid.sigma_max=9" * (grid == "karras")]
-    given = arguments("sample", [word for word in words if word], described=True)
-    cost = evaluations(given["sampler"], given["grid"](2, linear_vp()))
-    job = Job.build(
-        model=OF_TESTS.get(family, given["model"]),
-        sampler=given["sampler"],
-        grid=given["grid"],
-        device="cpu",
-        config=given["config"] | {"nfe": cost},
-    )
+    asked = settings("sample", [word for word in words if word])
+    cost = evaluations(asked.sampler.make, asked.grid.make(2, linear_vp()))
+    model = Choice(family, asked.model.config, OF_TESTS.get(family, asked.model.make))
+    job = Job.of(replace(asked, nfe=cost, model=model), "cpu")
     made = job.sample([0, 1], lambda: None)
     assert made.nfe == cost
     assert made.states.shape == (2, *job.model.shape)

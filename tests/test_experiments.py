@@ -1,16 +1,19 @@
 """Experiments: the runs of a table, what they cost, and what they lack."""
 
 import json
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
-from bdia_exp import experiments, run
-from bdia_exp.cli import arguments
+from bdia_exp import dist, experiments
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Choice
 from bdia_exp.jobs.identity import same_score
+from tests import asking
+from tests.asking import compose
 from tests.countable import DECODING, EVALUATION, Latent
 
 TINY = {
@@ -39,32 +42,18 @@ TINY = {
     ],
 }
 HERE = {**TINY, "tables": TINY["tables"][:1]}
-compose = partial(arguments, "sample", described=True)
-
-
-def reproduce(experiment: dict, out: Path | None, **changes) -> dict:
-    settings = {
-        "limit": 70,
-        "cells": None,
-        "repeats": None,
-        "report": None,
-        "overrides": None,
-        "batch": 70,
-    }
-    settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
-    settings |= {"compose": compose}
-    return run.reproduce(experiment=experiment, out=out and str(out), **(settings | changes))
+reproduce = partial(asking.reproduce, limit=70, batch=70)
 
 
 def test_records_of_before_a_key_count_as_done():
     """They were scored as the key's default has it; any other value is another score."""
     words = ["features=inception", "images=70"]
-    new = compose(words)["config"]
-    old = json.loads(json.dumps(new))
+    new = compose(words)
+    old = json.loads(json.dumps(new.plain()))
     del old["resize"], old["features"]["dim"]
     assert same_score(old, new)
     for other in ("resize=256", "features.dim=64", "metrics=[fid,prc]", "reference=other.npz"):
-        assert not same_score(old, compose([*words, other])["config"])
+        assert not same_score(old, compose([*words, other]))
 
 
 def test_a_cell_has_a_run_for_every_seed_range(tmp_path):
@@ -72,13 +61,13 @@ def test_a_cell_has_a_run_for_every_seed_range(tmp_path):
     runs = experiments.runs_of(
         cells[:1], images=70, stride=1000, repeats=3, settings=["batch=70"], compose=compose
     )
-    assert [r.seeds for r in runs] == ["0-69", "1000-1069", "2000-2069"]
+    assert [r.asked.seeds for r in runs] == ["0-69", "1000-1069", "2000-2069"]
     assert [r.root.name for r in runs] == [
         "here-EDM-1",
         "here-EDM-1-from1000",
         "here-EDM-1-from2000",
     ]
-    assert [r.arguments["config"]["seeds"] for r in runs] == [r.seeds for r in runs]
+    assert [r.asked.plain()["seeds"] for r in runs] == [r.asked.seeds for r in runs]
     assert [r.evaluations for r in runs] == [70, 70, 70]
 
 
@@ -93,17 +82,17 @@ def test_seed_ranges_are_run_resumed_and_reported(tmp_path, capsys):
     assert len(set(one["fids"])) == 3
     assert one["fid"] == min(one["fids"])
     assert other["seeds"] == ["0-69"]
-    again = run.table(experiment=HERE, out=str(tmp_path), report="mean")
+    again = asking.table(HERE, tmp_path, "mean")
     assert again["tables"][0]["cells"][0]["fid"] == pytest.approx(sum(one["fids"]) / 3)
     with pytest.raises(UserError, match="did you mean 'min'"):
-        run.table(experiment=HERE, out=str(tmp_path), report="mni")
+        asking.table(HERE, tmp_path, "mni")
 
 
 def test_overrides_reach_every_cell(tmp_path):
     reproduce(HERE, tmp_path, repeats=1, cells="at 3", overrides="sampler.gamma=0.5")
     record = (tmp_path / "cells/here-EDM-3/record.json").read_text()
     assert '"gamma": 0.5' in record
-    with pytest.raises(UserError, match=r"sampler.gamma was 0.5, now 0.0"):
+    with pytest.raises(UserError, match=r"sampler.gamma was 0.5, now the default"):
         reproduce(HERE, tmp_path, repeats=1, cells="at 3")
 
 
@@ -140,14 +129,14 @@ def test_a_word_that_chooses_nothing_is_refused(tmp_path, cells):
 
 def test_rank_0_decides_what_is_to_run(tmp_path, monkeypatch, capsys):
     """Or ranks with other disks would run other cells at one time, and mix their numbers."""
-    monkeypatch.setattr(run.dist, "broadcast", lambda todo: todo[1:])
+    monkeypatch.setattr(dist, "broadcast", lambda todo: todo[1:])
     reproduce(HERE, tmp_path, repeats=1, dry_run=True)
     assert "1 of 2 runs are there, 1 to run" in capsys.readouterr().out
 
 
 def test_what_one_rank_lacks_no_rank_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.Needs, "lacking", lambda self, run: ["nor has rank 0"])
-    monkeypatch.setattr(run.dist, "gather", lambda mine: [mine, {0: ["rank 1 has no disk"]}])
+    monkeypatch.setattr(dist, "gather", lambda mine: [mine, {0: ["rank 1 has no disk"]}])
     with pytest.raises(
         UserError, match=r"2 of 2 runs could not start:\n  nor has rank 0\n  rank 1 has no disk"
     ):
@@ -190,7 +179,7 @@ def test_published_models_without_files_say_all_that_is_missing(tmp_path, monkey
     """Checkpoint, statistics and Inception's weights, each by name; and the plan stands."""
     from omegaconf import OmegaConf
 
-    from bdia_exp.cli import composed
+    from bdia_exp.cli.configs import composed
 
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
@@ -212,7 +201,7 @@ def test_the_dry_run_reckons_the_published_tables_without_their_files(
 ):
     from omegaconf import OmegaConf
 
-    from bdia_exp.cli import composed
+    from bdia_exp.cli.configs import composed
 
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
@@ -248,10 +237,10 @@ def test_a_model_of_text_pays_for_decoding_and_guidance(tmp_path, capsys):
     experiment = {**HERE, "common": ["nfe=3"], "images": 2000}
 
     def latent(words):
-        given = compose([word for word in words if not word.startswith("guidance=")])
+        asked = compose([word for word in words if not word.startswith("guidance=")])
         guidance = [float(w.split("=")[1]) for w in words if w.startswith("guidance=")]
-        given["choices"]["model"] = "latent"
-        return given | {"model": Latent} | ({"guidance": guidance[0]} if guidance else {})
+        model = Choice("latent", asked.model.config, Latent)
+        return replace(asked, model=model, guidance=guidance[0] if guidance else asked.guidance)
 
     def told(**changes) -> tuple[str, list[str]]:
         settings = {"limit": None, "cells": "at 1", "repeats": 2, "dry_run": True, "batch": 1000}
@@ -296,6 +285,6 @@ def test_published_networks_are_of_the_published_size():
         "ddim_celeba": 78_700_803,
     }
     for name, size in sizes.items():
-        model = arguments("sample", [f"model={name}"])["model"](device="meta", dtype="auto")
+        model = settings("sample", [f"model={name}"]).model.make(device="meta", dtype="auto")
         assert model.provenance["parameters"] == size
         assert torch.device(model.device).type == "meta"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,18 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from bdia_exp import run
-from bdia_exp.cli import arguments, expand
+from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Choice
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.store import ImageSet
+from bdia_exp.verbs import verb
+from bdia_exp.verbs.fetch import fetch
+from tests import asking
 
 QUICK = ["nfe=3", "device=cpu", "batch=16"]
 
 
 def sample(out: Path, *overrides: str) -> dict:
     (words,) = expand("sample", (*QUICK, f"out={out}", *overrides), multirun=False)
-    return run.sample(**arguments("sample", words, described=True))
+    return call("sample", words)
 
 
 def pngs(root: Path) -> dict[str, bytes]:
@@ -131,6 +135,27 @@ def test_what_is_complete_is_not_done_again(whole):
     assert (whole / "record.json").stat().st_mtime_ns == before
 
 
+def refused(device: str = "cpu", dtype: str = "auto"):
+    raise AssertionError("nothing is loaded for a run that is complete")
+
+
+def test_a_complete_run_is_found_before_anything_is_loaded(whole, tmp_path):
+    """No network, no Inception, no reference set: the record and the files' hashes are enough."""
+    words = [*QUICK, "images=70", "score=true", f"out={tmp_path}"]
+    record = call("sample", words)
+    asked = settings("sample", words)
+    nothing = {
+        "model": Choice("fashion_mini", asked.model.config, refused),
+        "features": Choice("bundled", asked.features.config, refused),
+    }
+    before = (tmp_path / "record.json").stat().st_mtime_ns
+    assert verb("sample").function(replace(asked, **nothing)) == record
+    assert (tmp_path / "record.json").stat().st_mtime_ns == before
+    other = replace(asked, **nothing, nfe=5)
+    with pytest.raises(UserError, match="nfe was 3, now 5"):
+        verb("sample").function(other)
+
+
 def test_another_experiment_in_the_same_folder_is_refused(whole):
     with pytest.raises(UserError, match=r"sampler.gamma was 1.0, now 0.5.*choose another out="):
         sample(whole, "images=40", "sampler.gamma=0.5")
@@ -183,8 +208,7 @@ def test_scoring_while_sampling_equals_scoring_the_files(tmp_path):
     streamed = sample(tmp_path / "none", "images=150", "score=true", "save=none")
     assert not (tmp_path / "none/images").exists()
     sample(tmp_path / "files", "images=150")
-    given = arguments("evaluate", [f"images='{tmp_path / 'files'}'"], described=True)
-    written = run.evaluate(**given)
+    written = call("evaluate", [f"images='{tmp_path / 'files'}'"])
     assert written["score"]["fid"] == pytest.approx(streamed["score"]["fid"], rel=1e-9)
     assert written["score"]["label_accuracy"] == streamed["score"]["label_accuracy"]
     assert "not comparable with Inception" in written["score"]["note"]
@@ -250,7 +274,7 @@ def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
     def evaluate(reference: str) -> dict:
         words = [f"images='{tmp_path / 'real.npz'}'", f"reference='{tmp_path / reference}'"]
         words += ["metrics=[fid,kid,prc,isc]", "limit=1000"]
-        return run.evaluate(**arguments("evaluate", words, described=True))["score"]
+        return call("evaluate", words)["score"]
 
     against_statistics, against_images = evaluate("one.npz"), evaluate("real.npz")
     assert against_statistics["precision"] == 1  # every image is one of the real ones
@@ -266,11 +290,9 @@ def test_reference_of_a_run_and_every_metric_against_it(whole, tmp_path):
     assert not (tmp_path / "few").exists()
     few = [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=64"]
     with pytest.raises(UserError, match="at least 65 images; there are 64"):
-        run.reference(**arguments("reference", few))
+        call("reference", few)
     with pytest.raises(UserError, match="limit=1101 must be 1 to 1100"):
-        run.reference(
-            **arguments("reference", [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=1101"])
-        )
+        call("reference", [f"images='{tmp_path / 'real.npz'}'", "out=x", "limit=1101"])
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
@@ -307,7 +329,7 @@ def test_fetch_brings_what_it_can_and_names_the_rest(tmp_path, monkeypatch, caps
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("BDIA_EXP_MIRROR", f"http://127.0.0.1:{server.server_port}")
-        given = arguments("fetch", ["what=edm_cifar10"])
+        given = settings("fetch", ["what=edm_cifar10"])
         listing = {
             "edm_cifar10": {
                 "checkpoint": "fetch:edm-cifar10-32x32-cond-vp.pkl",
@@ -315,7 +337,7 @@ def test_fetch_brings_what_it_can_and_names_the_rest(tmp_path, monkeypatch, caps
             }
         }
         with pytest.raises(UserError, match=r"cond-vp\.pkl answered 404"):
-            run.fetch(**given, listing=listing)
+            fetch(given, listing)
         server.shutdown()
     assert "edm-fid-ref-cifar10-32x32.npz: 10 bytes" in capsys.readouterr().out
     assert (tmp_path / "cache/edm-fid-ref-cifar10-32x32.npz").read_bytes() == b"statistics"
@@ -327,7 +349,7 @@ def test_coco_is_two_files(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"(?s)annotations_trainval2014\.zip is .*\n  val2014\.zip is"
     ):
-        run.fetch(**arguments("fetch", ["what=coco_val2014"]), listing={})
+        fetch(settings("fetch", ["what=coco_val2014"]), {})
 
 
 def test_evaluate_against_images(tmp_path):
@@ -339,7 +361,7 @@ def test_evaluate_against_images(tmp_path):
 
     def score(images: str, reference: str, *more: str) -> dict:
         words = [f"images='{tmp_path / images}'", f"reference='{tmp_path / reference}'", *more]
-        return run.evaluate(**arguments("evaluate", words, described=True))["score"]
+        return call("evaluate", words)["score"]
 
     def fid(images: str, reference: str) -> float:
         return score(images, reference)["fid"]
@@ -371,12 +393,9 @@ def test_diverging_sampler_is_said():
     from bdia_exp.sampling import Job
     from bdia_exp.solvers import multistep
 
-    given = arguments("sample", ["nfe=9", "grid=karras"], described=True)
-    job = Job.build(
-        **{key: given[key] for key in ("model", "grid", "config")},
-        sampler=partial(multistep, gamma=1e300),
-        device="cpu",
-    )
+    asked = settings("sample", ["nfe=9", "grid=karras"])
+    beyond = Choice("bdia_ddim", {}, partial(multistep, gamma=1e300))
+    job = Job.of(replace(asked, sampler=beyond), "cpu")
     with pytest.raises(UserError, match=r"diverged.*use more nfe="):
         job.sample([0, 1], lambda: None)
 
@@ -411,22 +430,7 @@ EXPERIMENT = {
 }
 
 
-def reproduce(out: Path, **changes) -> dict:
-    settings = {
-        "limit": None,
-        "cells": None,
-        "repeats": None,
-        "report": None,
-        "overrides": None,
-        "batch": 64,
-    }
-    settings |= {"device": "cpu", "dry_run": False, "tflops": 30.0}
-    return run.reproduce(
-        experiment=EXPERIMENT,
-        out=str(out),
-        compose=lambda words: arguments("sample", words, described=True),
-        **(settings | changes),
-    )
+reproduce = partial(asking.reproduce, EXPERIMENT)
 
 
 def test_reproduce_runs_the_missing_cells_and_draws_the_tables(tmp_path, capsys):
@@ -459,7 +463,7 @@ def test_a_cell_of_another_experiment_is_not_taken_for_done(tmp_path, capsys):
     assert "2 of 2 runs are there, 0 to run" in capsys.readouterr().out
     record = tmp_path / "cells/t-EDM-3/record.json"
     record.write_text(record.read_text().replace('"gamma": 0.0', '"gamma": 0.25'))
-    with pytest.raises(UserError, match=r"sampler.gamma was 0.25, now 0.0"):
+    with pytest.raises(UserError, match=r"sampler.gamma was 0.25, now the default"):
         reproduce(tmp_path, cells="EDM")
 
 
@@ -471,7 +475,7 @@ def test_dry_run_runs_nothing(tmp_path, capsys):
 
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
-        run.table(experiment=EXPERIMENT, out=str(tmp_path), report=None)
+        asking.table(EXPERIMENT, tmp_path)
 
 
 def test_a_pickle_gives_the_images_of_its_safetensors(whole, tmp_path):

@@ -10,10 +10,16 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from bdia_exp import figures, studies
-from bdia_exp.cli import arguments, call, expand, main, options
+from bdia_exp import figures, overrides
+from bdia_exp.cache import Cells
+from bdia_exp.cli import main
+from bdia_exp.cli.configs import call, expand, options, settings
 from bdia_exp.errors import UserError
-from bdia_exp.studies import cells, orders
+from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.problems import rms
+from bdia_exp.verbs.convergence import Converging, order
+from bdia_exp.verbs.convergence import convergence as converge
+from tests.asking import compose
 
 TOY = ["device=cpu", "count=4"]
 
@@ -21,10 +27,6 @@ TOY = ["device=cpu", "count=4"]
 def run(command: str, out: Path, *words: str) -> dict:
     (overrides,) = expand(command, (*words, f"out={out}"), multirun=False)
     return call(command, overrides)
-
-
-def compose(overrides: list[str]) -> dict:
-    return arguments("sample", overrides, described=True)
 
 
 def written(out: Path) -> dict[str, int]:
@@ -84,7 +86,7 @@ def test_only_what_is_missing_is_computed_again(convergence):
 
 def test_a_label_may_stand_for_overrides(tmp_path):
     given = [{"BDIA": ["sampler=bdia_ddim", "sampler.gamma=0.5"]}, "bdia_ddim sampler.gamma=0.5"]
-    study = studies.convergence(
+    asked = Converging(
         problems=["gaussian"],
         samplers=given,
         steps=[2, 4],
@@ -93,8 +95,8 @@ def test_a_label_may_stand_for_overrides(tmp_path):
         sigma_max=10.0,
         device="cpu",
         out=str(tmp_path),
-        compose=compose,
     )
+    study = converge(asked, compose)
     labelled, named = study["problems"][0]["rows"]
     assert (labelled["sampler"], named["sampler"]) == ("BDIA", given[1])
     assert labelled["errors"] == named["errors"]
@@ -103,15 +105,15 @@ def test_a_label_may_stand_for_overrides(tmp_path):
 def test_order_is_the_slope_above_the_noise():
     steps = [8, 16, 32, 64]
     errors = [n**-3.0 for n in steps]
-    assert orders.order(steps, errors, 0.0) == pytest.approx(3)
-    assert orders.order(steps, [*errors[:3], 1e-6], 1e-6) == pytest.approx(3)
-    assert orders.order(steps, [*errors[:3], None], 0.0) == pytest.approx(3)
-    assert orders.order(steps, errors, 1.0) is None
-    assert orders.order(steps, [0.1, 0.1, 0.1, 0.2], 0.0) is None
+    assert order(steps, errors, 0.0) == pytest.approx(3)
+    assert order(steps, [*errors[:3], 1e-6], 1e-6) == pytest.approx(3)
+    assert order(steps, [*errors[:3], None], 0.0) == pytest.approx(3)
+    assert order(steps, errors, 1.0) is None
+    assert order(steps, [0.1, 0.1, 0.1, 0.2], 0.0) is None
 
 
 def test_every_sampler_with_an_order_is_studied_by_default():
-    named = {shlex.split(name)[0] for name in arguments("convergence", [])["samplers"]}
+    named = {shlex.split(name)[0] for name in settings("convergence", []).samplers}
     assert named == {*options("sampler")} - {"edm_churn"}
 
 
@@ -272,14 +274,14 @@ def test_mistakes_get_one_sentence(words, tmp_path, monkeypatch):
 
 
 def test_numbers_are_read_as_lists_texts_or_alone():
-    assert cells.numbers("x", "1,0.5") == cells.numbers("x", [1, 0.5, 1]) == [1.0, 0.5]
-    assert cells.whole_numbers("x", 8) == cells.whole_numbers("x", "8") == [8]
+    assert overrides.numbers("x", "1,0.5") == overrides.numbers("x", [1, 0.5, 1]) == [1.0, 0.5]
+    assert overrides.whole_numbers("x", 8) == overrides.whole_numbers("x", "8") == [8]
     with pytest.raises(UserError):
-        cells.numbers("x", None)
+        overrides.numbers("x", None)
 
 
 def test_results_are_told_apart_by_their_identity(tmp_path):
-    kept, calls = cells.Cells(tmp_path), []
+    kept, calls = Cells(tmp_path, plainly), []
 
     def compute() -> dict:
         calls.append(1)
@@ -289,4 +291,4 @@ def test_results_are_told_apart_by_their_identity(tmp_path):
     assert kept.get("a γ=1", {"n": 1}, compute)["value"] == 1
     assert kept.get("a γ=1", {"n": 2}, compute)["value"] == 2
     assert all(name.startswith("a_gamma=1-") for name in written(tmp_path))
-    assert cells.rms(torch.tensor([3.0, -3.0])) == 3
+    assert rms(torch.tensor([3.0, -3.0])) == 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp.cli import call, expand
+from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.results import Record
@@ -292,12 +292,10 @@ FEATURES = ("features=inception_pytorch", "features.dim=64", "device=cpu")
 
 
 def test_another_controlnet_at_the_same_place_is_another_experiment(tmp_path):
-    from bdia_exp.cli import arguments
-
     words = ["model=tiny-sd", "condition=tiny-controlnet", "prompt=x"]
     for seed in (0, 1):
         control = [*words, f"model.control.checkpoint=random:{seed}"]
-        model = arguments("sample", control)["model"](device="cpu", dtype="auto")
+        model = settings("sample", control).model.make(device="cpu", dtype="auto")
         model.parts["controlnet"].save_pretrained(tmp_path / f"net-{seed}")
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
     (tmp_path / "net-0").rename(tmp_path / "net")

@@ -1,8 +1,8 @@
 """Identities: what decides an image, and what decides a score, named without import paths.
 
 In an identity a chosen function stands as `{"call": "heun", "gamma": 0.5}`: its name, and the
-arguments that differ from its defaults. So a renamed module, or a new key with a default, changes no
-identity. A model stands there by its class, a file by its sha256.
+arguments that differ from its defaults. So a renamed module, or a new key with a default, does not
+change an identity. A model stands there by its class, a file by its sha256.
 """
 
 import importlib
@@ -10,19 +10,22 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
-from bdia_exp import checkpoints
+from bdia_exp import checkpoints, results
+from bdia_exp.jobs.asked import as_key, hints_of, sources_of
+from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Sampling, Scoring, Solving
 from bdia_exp.results import Record
+from bdia_exp.runs import RunFolder
 
-DEFAULT_IMAGES = 64
-IDENTITY = ("model", "sampler", "grid", "nfe", "class", "dtype", "noise_device")
-"""The keys that decide what image a seed gives; they and the seeds name a run."""
-CAPTIONS = ("prompts", "prompts_seed")
-"""Added where the captions come from a file."""
-SCORED_BY = ("reference", "features", "metrics", "resize", "clip")
-"""The keys that decide, beside the images, what their score is."""
-DEFAULTS = {"dtype": "auto", "noise_device": "cpu", "prompts_seed": 0}
+DEFAULTS = {
+    as_key(field.name): field.default
+    for asked in (Drawing, Editing)
+    for field in fields(asked)
+    if field.default is not MISSING
+}
 """Keys of identities that are left out where they have these values."""
 
 ROOMS = {
@@ -107,37 +110,76 @@ def _defaults(function: Callable) -> Record:
     }
 
 
-def same_score(old: Record, new: Record) -> bool:
-    """Whether two configurations of `sample` score the same images alike."""
-    first, second = (plainly({key: config.get(key) for key in SCORED_BY}) for config in (old, new))
-    return bool(first == second)
+def same_score(old: Record, asked: Scoring) -> bool:
+    """Whether a record's configuration scores images as it is asked now."""
+    keys = [as_key(field.name) for field in fields(Scoring)]
+    now = asked.plain()
+    return bool(plainly({k: old.get(k) for k in keys}) == plainly({k: now[k] for k in keys}))
 
 
-def identity_of(config: Record, known: Mapping[str, Any]) -> Record:
-    """What decides the images of a run of `sample`, in the form that a record keeps.
+def files_of(asked: Solving) -> dict[str, str]:
+    """The files that decide an image: what an identity calls their sha256 → their name."""
+    found = {"checkpoint": asked.model.config["checkpoint"]}
+    if network := (asked.model.config.get("control") or {}).get("checkpoint"):
+        found["control_network"] = network
+    given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}
+    used = {key: name for key, name in given.items() if key not in asked.unused}
+    return found | {f"{key}_sha256": name for key, name in used.items()}
 
-    The files among it stand there with their sha256; of those that are not on this machine, or are
-    no files, it is the one that is `known`.
+
+def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: Any) -> Record:
+    """What decides the images of a run, in the form that a record keeps; `more` is added.
+
+    The files among it stand there with their sha256; of those that are not on this machine it is
+    the one that is `known`, and new weights from a seed (random:0) stand there by that name.
     """
-    seeds, images = config["seeds"], config["images"]
-    wanted = str(seeds) if seeds is not None else f"0-{(images or DEFAULT_IMAGES) - 1}"
-    keys, files = [*IDENTITY], {"checkpoint": config["model"]["checkpoint"]}
-    if control := config["model"].get("control"):
-        files["control_network"] = control["checkpoint"]
-    if config.get("prompt") is not None:
-        keys += ["prompt", "guidance"]
-    elif config.get("prompts") is not None:
-        keys += [*CAPTIONS, "guidance"]
-        files["prompts_sha256"] = config["prompts"]
-    if config.get("control") is not None:
-        keys.append("control")
-        files["control_sha256"] = config["control"]
-    chosen = {key: config[key] for key in keys} | {"seeds": wanted}
-    hashes = {what: _sha256(name) or known.get(what) for what, name in files.items()}
-    return plainly(chosen | hashes)
+    kind = Drawing if isinstance(asked, Drawing) else Solving
+    plain = asked.plain()
+    chosen = {
+        key: plain[key]
+        for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
+    }
+    hashes = {what: _sha256(name) or known.get(what) for what, name in files_of(asked).items()}
+    for what, name in files_of(asked).items():
+        if hashes[what] is None and name.startswith("random:"):
+            hashes[what] = name
+    return plainly(chosen | hashes | more)
 
 
 def _sha256(name: str) -> str | None:
     """Of a file by its name in a configuration, if it is on this machine."""
     path = checkpoints.present(name)
     return checkpoints.sha256(path) if path else None
+
+
+def _fetch(names: list[str], asked: Solving) -> None:
+    """Brings files to this machine; before that, the network is built without its weights."""
+    absent = [n for n in names if not n.startswith("random:") and checkpoints.present(n) is None]
+    if absent:
+        asked.model.make(device="meta", dtype=asked.dtype)
+    for name in absent:
+        checkpoints.locate(name)
+
+
+def claim(
+    asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
+) -> RunFolder:
+    """The folder of a run, before anything is loaded; its `record` holds the identity alone.
+
+    `identify` makes the identity from the one that the folder's record has. Files that are to be
+    fetched are fetched first, unless the folder knows them. Raises UserError if the folder holds
+    another experiment, or if a file is not to be had.
+    """
+    folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
+    then = plainly(folder.before.get("identity", {})) if folder else {}
+    _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
+    identity = identify(then)
+    if folder is None:
+        name = f"{prefix}{asked.sampler.name}-nfe{asked.nfe}-{results.digest(identity)}"
+        folder = RunFolder(Path("runs") / asked.model.name / name)
+        then = plainly(folder.before.get("identity", {}))
+        identity = identify(then)
+    if folder.before:
+        results.require_same(folder.root, then, identity)
+    folder.record = {"identity": identity}
+    return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp.cli import arguments, call
+from bdia_exp.cli.configs import call, settings
 from bdia_exp.jobs.identity import identity_of, plainly
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -30,7 +30,7 @@ def test_every_committed_cell_is_found_done(folder, capfd):
 
 
 def test_an_identity_has_no_import_path_and_no_default():
-    identity = identity_of(arguments("sample", ["sampler=deis_tab"], described=True)["config"], {})
+    identity = identity_of(settings("sample", ["sampler=deis_tab"]), {}, seeds="0-63")
     assert len(identity.pop("checkpoint")) == 64
     assert identity == {
         "model": {"call": "EDM"},

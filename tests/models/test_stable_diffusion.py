@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bdia_exp import checkpoints, cli
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.estimates import measure
 from bdia_exp.models import Text, sd_files
@@ -34,7 +34,7 @@ PROMPT = "a red fox in the snow"
 
 @cache
 def configured(*words: str) -> dict[str, Any]:
-    return dict(arguments("sample", ["model=tiny-sd", *words])["model"].keywords)
+    return dict(settings("sample", ["model=tiny-sd", *words]).model.make.keywords)
 
 
 def network(**changes: dict[str, Any]) -> dict[str, Any]:
@@ -640,7 +640,7 @@ def test_a_control_that_is_followed(tmp_path):
     ],
 )
 def test_published_sizes(name, shape, sizes):
-    made = arguments("sample", [f"model={name}"])["model"](device="meta")
+    made = settings("sample", [f"model={name}"]).model.make(device="meta")
     assert made.shape == shape
     counts = {
         title: sum(parameter.numel() for parameter in net.parameters())

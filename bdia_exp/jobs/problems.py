@@ -1,8 +1,9 @@
 """What is solved: an exact density, or a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,15 @@ from torch import Tensor
 from bdia_exp.core import CLEAN, Denoiser, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras
+from bdia_exp.jobs.asked import Compose
+from bdia_exp.jobs.settings import Sampling
 from bdia_exp.models import Model
 from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.overrides import entries
 from bdia_exp.results import Record
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import heun
-from bdia_exp.studies.cells import Compose, entries, last
 
 DENSITIES = {  # of states [B, 1, 2, 3]
     "gaussian": Gaussian(torch.linspace(-1, 1, 6).reshape(1, 2, 3), 0.7),
@@ -82,11 +85,11 @@ def problems_of(given: Sequence | str, count: int, device: str, compose: Compose
             found.append(_density(name, count))
             continue
         try:
-            arguments = compose(overrides)
+            asked = compose(overrides)
         except UserError as error:
             known = f"neither one of {', '.join(DENSITIES)} nor a model that can be chosen"
             raise UserError(f"problems={label} is {known}: {error}") from None
-        found.append(_model(label, arguments, count, device))
+        found.append(_model(label, asked, count, device))
     return found
 
 
@@ -104,19 +107,36 @@ def _density(name: str, count: int) -> Problem:
     )
 
 
-def _model(label: str, arguments: Record, count: int, device: str) -> Problem:
-    model: Model = arguments["model"](device=device, dtype=arguments["dtype"])
+def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
+    model: Model = asked.model.make(device=device, dtype=asked.dtype)
     rng = Generators(range(count))
     rng.randn(model.shape)  # a seed gives its noise, then its label
     labels = rng.randint(model.num_classes) if model.num_classes else None
-    config = {key: arguments["config"][key] for key in ("model", "dtype")}
-    sha256 = model.provenance["sha256"]
     return Problem(
         label,
-        f"the model {label}, dtype={arguments['dtype']} of the network, labels of the seeds",
+        f"the model {label}, dtype={asked.dtype} of the network, labels of the seeds",
         count,
-        {"problem": label, **config, "checkpoint_sha256": sha256, "count": count},
+        {
+            "problem": label,
+            "model": asked.model.config,
+            "dtype": asked.dtype,
+            "checkpoint_sha256": model.provenance["sha256"],
+            "count": count,
+        },
         model.schedule,
         model.denoiser(labels),
         model=model,
     )
+
+
+def rms(x: Tensor) -> float:
+    """The root of the mean square of all elements, in float64."""
+    return float(x.double().square().mean().sqrt())
+
+
+def last(states: Iterable[Any]) -> Any:
+    """The last of at least one; the others are not kept. Without gradients."""
+    with torch.inference_mode():
+        for state in states:
+            found = state
+    return found

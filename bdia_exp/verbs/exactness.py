@@ -3,32 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from bdia_exp import dist, figures, fixedpoint, inversion
+from bdia_exp.cache import Cells
 from bdia_exp.console import one_of, positive, progress
 from bdia_exp.core import Denoiser, Grid
 from bdia_exp.errors import UserError
 from bdia_exp.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
+from bdia_exp.jobs.asked import Asked, Compose, folder_of
+from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.problems import Problem, last, problems_of, rms
+from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.results import Record
-from bdia_exp.studies.cells import (
-    Cells,
-    Compose,
-    entries,
-    finite,
-    last,
-    markdown_table,
-    numbers,
-    publish,
-    rms,
-    short,
-    whole_numbers,
-)
-from bdia_exp.studies.problems import Problem, problems_of
+from bdia_exp.verbs import Verb
 
 TIMES = ("target", "own")
 """Of DDIM's inversion: which level the network is asked about."""
@@ -48,34 +40,41 @@ class Method:
     grid: Callable[..., Grid]
 
 
-def exactness(
-    *,
-    problems: list | str,
-    gammas: list | str | float,
-    samplers: list | str,
-    steps: list | str | int,
-    states: list | str,
-    count: int,
-    device: str,
-    out: str | None,
-    compose: Compose,
-) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Proving(Asked):
+    """Problems, methods, numbers of steps, and how states are held."""
+
+    problems: list | str
+    gammas: list | str | float
+    samplers: list | str
+    steps: list | str | int
+    states: list | str
+    count: int
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        positive("count", self.count)
+
+
+def exactness(asked: Proving, compose: Compose) -> Record:
     """Runs every round trip and returns what it wrote.
 
     Raises UserError for what it does not know, or cannot invert, before anything runs.
     """
-    positive("count", count)
-    wanted = sorted(whole_numbers("steps", steps))
-    device = dist.device(device)
-    states = [*dict.fromkeys(states.split(",") if isinstance(states, str) else states)]
+    wanted = sorted(whole_numbers("steps", asked.steps))
+    device = dist.device(asked.device)
+    given = asked.states.split(",") if isinstance(asked.states, str) else asked.states
+    states = [*dict.fromkeys(given)]
     if not states:
         raise UserError(f"give states=: any of {', '.join(inversion.STATES)}")
     for state in states:
         one_of("states", state, inversion.STATES)
-    methods = _methods(numbers("gammas", gammas), samplers, states, compose)
-    begun = problems_of(problems, count, device, compose)
-    root = Path(out).expanduser() if out else Path("runs/exactness")
-    cells = Cells(root)
+    methods = _methods(numbers("gammas", asked.gammas), asked.samplers, states, compose)
+    begun = problems_of(asked.problems, asked.count, device, compose)
+    root = folder_of(asked.out, "exactness")
+    cells = Cells(root, plainly)
     drawn = []
     with progress(len(begun) * len(methods) * len(wanted) * len(WAYS), "trip") as bar:
         for problem in begun:
@@ -90,7 +89,7 @@ def exactness(
         "command": "exactness",
         **cells.made,
         "device": dist.device_name(device),
-        "config": {"steps": wanted, "count": count, "states": [*states]},
+        "config": {"steps": wanted, "count": asked.count, "states": [*states]},
         "problems": drawn,
     }
     publish(root, "exactness", study, _markdown(study), figures.round_trips)
@@ -108,9 +107,9 @@ def _methods(
     rows |= entries("samplers", samplers, "sampler", within=("grid",)) if samplers else {}
     found = []
     for label, overrides in rows.items():
-        arguments = compose(overrides)
-        config = {key: arguments["config"][key] for key in ("sampler", "grid")}
-        of = partial(inversion.of, arguments["sampler"])
+        asked = compose(overrides)
+        config = {"sampler": asked.sampler.config, "grid": asked.grid.config}
+        of = partial(inversion.of, asked.sampler.make)
         plain = of()
         has_fixed = isinstance(plain, BDIAInversion) and plain.gamma > 0
         for state in states:
@@ -122,7 +121,7 @@ def _methods(
                 ways = {label: of(state=state)}
             for name, way in ways.items():
                 time = {"time": way.time} if isinstance(way, DDIMInversion) else {}
-                found.append(Method(name, way, state, config | time, arguments["grid"]))
+                found.append(Method(name, way, state, config | time, asked.grid.make))
     return found
 
 
@@ -237,3 +236,6 @@ def _markdown(study: Record) -> str:
             ]
             parts += [f"### {title}", markdown_table(heads, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+VERB = Verb(exactness, Proving, composes="sample")

@@ -1,62 +1,74 @@
 """`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from bdia_exp import editing, figures, results, store
+from bdia_exp import figures, results, store
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
-from bdia_exp.overrides import quoted, split
+from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
+from bdia_exp.overrides import entries, key_of, quoted, split
+from bdia_exp.report.markdown import markdown_table
 from bdia_exp.results import Record
 from bdia_exp.schedules import linear_vp
 from bdia_exp.solvers import evaluations
-from bdia_exp.studies.cells import Compose, entries, markdown_table
+from bdia_exp.verbs import Verb
+from bdia_exp.verbs.edit import edit
 
 
-def edits(
-    *,
-    images: str,
-    limit: int | None,
-    class_: int | None,
-    prompt: str | None,
-    to: int | str,
-    methods: list | str,
-    settings: str | None,
-    steps: int,
-    strength: float,
-    guidance: float,
-    device: str,
-    out: str | None,
-    compose: Compose,
-) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Comparing(Asked):
+    """Images, an edit, and the methods that make it."""
+
+    images: str
+    limit: int | None
+    class_: int | None
+    prompt: Phrase | None
+    to: int | Phrase
+    methods: list | str
+    settings: Overrides | None
+    steps: int
+    strength: float
+    guidance: float
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        positive("steps", self.steps)
+
+
+SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "device")
+"""The keys that every run of `edit` gets as they are."""
+
+
+def edits(asked: Comparing, compose: Compose) -> Record:
     """Runs `edit` for every method with the same number of steps, then draws the sheet.
 
     Methods that are done already are not done again. Returns the records by method.
     """
-    positive("steps", steps)
-    asked: Record = {"images": images, "limit": limit, "class": class_, "prompt": prompt, "to": to}
-    asked |= {"strength": strength, "guidance": guidance, "device": device}
-    common = [f"{key}={_as_word(value)}" for key, value in asked.items() if value is not None]
-    more = split("settings", settings)
-    settled = {*asked, "nfe", "out", "sampler"}
-    if both := sorted(settled & {word.partition("=")[0].lstrip("+~") for word in more}):
+    plain = asked.plain()
+    common = [f"{key}={_as_word(plain[key])}" for key in SHARED if plain[key] is not None]
+    more = split("settings", asked.settings)
+    settled = {*SHARED, "nfe", "out", "sampler"}
+    if both := sorted(settled & {key_of(word) for word in more}):
         raise UserError(f"settings: {both[0]}= is a key of edits, or its methods': give it there")
-    common += more
-    chosen = entries("methods", methods, "sampler", within=("grid",))
-    plan = {label: [*common, *how] for label, how in chosen.items()}
-    root = Path(out).expanduser() if out else Path("runs") / f"edits-{results.digest(plan)}"
+    chosen = entries("methods", asked.methods, "sampler", within=("grid",))
+    plan = {label: [*common, *more, *how] for label, how in chosen.items()}
+    root = folder_of(asked.out, f"edits-{results.digest(plan)}")
     records: Record = {}
     for label, words in plan.items():
         first = compose(words)
         # No cost depends on the schedule.
-        nfe = evaluations(first["sampler"], first["grid"](steps, linear_vp()))
+        nfe = evaluations(first.sampler.make, first.grid.make(asked.steps, linear_vp()))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
-        records[label] = editing.edit(**compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
-    _draw(records, root, images)
+        records[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
+    _draw(records, root, asked.images)
     return records
 
 
@@ -102,3 +114,6 @@ def _draw(records: Record, root: Path, images: str) -> None:
 
 def _as_word(value: Any) -> str:
     return str(value) if isinstance(value, (int, float)) else quoted(value)
+
+
+VERB = Verb(edits, Comparing, composes="edit")

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import linear_regression
 from typing import NamedTuple
 
@@ -13,27 +13,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bdia_exp import dist, figures
+from bdia_exp.cache import Cells
 from bdia_exp.console import positive, progress
 from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.grids import arc, karras
+from bdia_exp.jobs.asked import Asked, Compose, folder_of
+from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.problems import Problem, last, problems_of, rms
 from bdia_exp.models.toy import Gaussian
+from bdia_exp.overrides import entries, whole_numbers
+from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.results import Record
 from bdia_exp.schedules import edm
 from bdia_exp.solvers import runge_kutta
-from bdia_exp.studies.cells import (
-    Cells,
-    Compose,
-    entries,
-    finite,
-    last,
-    markdown_table,
-    publish,
-    rms,
-    short,
-    whole_numbers,
-)
-from bdia_exp.studies.problems import Problem, problems_of
+from bdia_exp.verbs import Verb
 
 FINER = 2
 """The reference solution takes so many times the most steps that are studied."""
@@ -43,41 +37,49 @@ ABOVE = 10.0
 """Points nearer to the noise floor than this factor do not count for the order."""
 
 
-def convergence(
-    *,
-    problems: list | str,
-    samplers: list | dict | str,
-    steps: list | str | int,
-    count: int,
-    sigma_min: float,
-    sigma_max: float,
-    device: str,
-    out: str | None,
-    compose: Compose,
-) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Converging(Asked):
+    """Problems, samplers and numbers of steps."""
+
+    problems: list | str
+    samplers: list | dict | str
+    steps: list | str | int
+    count: int
+    sigma_min: float
+    sigma_max: float
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        positive("count", self.count)
+        karras(1, None, **self.span)  # refuses a wrong range
+
+    @property
+    def span(self) -> dict[str, float]:
+        """From which level to which all samplers go."""
+        return {"sigma_min": float(self.sigma_min), "sigma_max": float(self.sigma_max)}
+
+
+def convergence(asked: Converging, compose: Compose) -> Record:
     """Runs every sampler on every problem with every number of steps; returns what it wrote.
 
     All solve one problem: the ODE from sigma_max to sigma_min. Raises UserError for what it does
     not know before anything runs.
     """
-    positive("count", count)
-    wanted = sorted(whole_numbers("steps", steps))
-    device = dist.device(device)
-    span = {"sigma_min": float(sigma_min), "sigma_max": float(sigma_max)}
-    karras(1, None, **span)  # refuses a wrong range
-    chosen = [
-        _sampler(label, how, compose)
-        for label, how in entries("samplers", samplers, "sampler").items()
-    ]
-    solved = problems_of(problems, count, device, compose)
+    wanted = sorted(whole_numbers("steps", asked.steps))
+    device = dist.device(asked.device)
+    named = entries("samplers", asked.samplers, "sampler")
+    chosen = [_sampler(label, how, compose) for label, how in named.items()]
+    solved = problems_of(asked.problems, asked.count, device, compose)
     for problem in solved:
-        if sigma_max > (most := problem.schedule.rhos[-1]):
+        if asked.sigma_max > (most := problem.schedule.rhos[-1]):
             raise UserError(
-                f"sigma_max={sigma_max:g} is beyond the schedule of {problem.name}: give "
+                f"sigma_max={asked.sigma_max:g} is beyond the schedule of {problem.name}: give "
                 f"{most:.4g} or less"
             )
-    root = Path(out).expanduser() if out else Path("runs/convergence")
-    cells = Cells(root)
+    root = folder_of(asked.out, "convergence")
+    cells, span = Cells(root, plainly), asked.span
     drawn: list[Record] = []
     with progress(len(solved) * len(chosen) * len(wanted), "run") as bar:
         for problem in solved:
@@ -96,7 +98,7 @@ def convergence(
         "command": "convergence",
         **cells.made,
         "device": dist.device_name(device),
-        "config": {"steps": wanted, "count": count, **span},
+        "config": {"steps": wanted, "count": asked.count, **span},
         "problems": drawn,
     }
     publish(root, "convergence", study, _markdown(study), figures.convergence)
@@ -112,12 +114,12 @@ class _Chosen(NamedTuple):
 
 def _sampler(label: str, overrides: list[str], compose: Compose) -> _Chosen:
     """A sampler and the levels that it is studied on: EDM's if its own grid is."""
-    arguments = compose(overrides)
-    config = arguments["config"]["sampler"]
+    asked = compose(overrides)
+    config = asked.sampler.config
     if config.get("S_churn"):
         raise UserError(f"samplers: {label!r} draws noise, so it has no order: leave it out")
-    on_edm = arguments["choices"]["grid"] == "karras"
-    return _Chosen(label, arguments["sampler"], config, "edm" if on_edm else "arc")
+    levels = "edm" if asked.grid.name == "karras" else "arc"
+    return _Chosen(label, asked.sampler.make, config, levels)
 
 
 def _row(
@@ -261,3 +263,6 @@ def _markdown(study: Record) -> str:
         about = f"{problem['about'][0].upper()}{problem['about'][1:]}; {how}."
         parts += [f"## {problem['name']}", about, markdown_table(heads, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+VERB = Verb(convergence, Converging, composes="sample")

@@ -433,7 +433,7 @@ _add(
     "Download the checkpoints and reference statistics of models, the feature network "
     "(inception), a data set (cifar10) or single files into the cache. BDIA_EXP_CACHE, "
     "BDIA_EXP_MIRROR and BDIA_EXP_OFFLINE in the environment say where to, where from, and not "
-    "to; docs/guide.md explains.",
+    "to; docs/files.md explains.",
     "edm_cifar10 inception",
 )
 _add(

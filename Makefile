@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/guide.md).
+# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/files.md).
 GPUS      := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
 # make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"

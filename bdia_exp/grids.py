@@ -3,7 +3,7 @@
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
 model's discrete schedule; `karras` needs none, and `arc` only for times.
 
-`pairing` says which ᾱ goes with the time k that the network is told (docs/guide.md, "Grids"):
+`pairing` says which ᾱ goes with the time k that the network is told (docs/samplers.md, "Grids"):
 
 * `ddim`: ᾱ_k, and the last level is clean, (1, 0), as in the DDIM paper's code;
 * `pndm`: ᾱ_{k+1}, and the last level is ᾱ_0, as in the code that published the checkpoints of

@@ -462,7 +462,7 @@ def test_a_cell_of_another_experiment_is_not_taken_for_done(tmp_path, capsys):
     reproduce(tmp_path, cells="EDM", dry_run=True)
     assert "2 of 2 runs are there, 0 to run" in capsys.readouterr().out
     record = tmp_path / "cells/t-EDM-3/record.json"
-    record.write_text(record.read_text().replace('"gamma": 0.0', '"gamma": 0.25'))
+    record.write_text(record.read_text().replace('"call": "heun"', '"call": "heun", "gamma": 0.25'))
     with pytest.raises(UserError, match=r"sampler.gamma was 0.25, now the default"):
         reproduce(tmp_path, cells="EDM")
 

@@ -153,8 +153,12 @@ def _sha256(name: str) -> str | None:
 
 
 def _fetch(names: list[str], asked: Solving) -> None:
-    """Brings files to this machine; before that, the network is built without its weights."""
-    absent = [n for n in names if not n.startswith("random:") and checkpoints.present(n) is None]
+    """Brings published files to this machine; the network is built first, without weights.
+
+    So a network that cannot be built is refused before its weights are fetched.
+    """
+    published = [name for name in names if name.startswith(("fetch:", "hub:"))]
+    absent = [name for name in published if checkpoints.present(name) is None]
     if absent:
         asked.model.make(device="meta", dtype=asked.dtype)
     for name in absent:
@@ -168,7 +172,7 @@ def claim(
 
     `identify` makes the identity from the one that the folder's record has. Files that are to be
     fetched are fetched first, unless the folder knows them. Raises UserError if the folder holds
-    another experiment, or if a file is not to be had.
+    another experiment, or if a file cannot be fetched.
     """
     folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
     then = plainly(folder.before.get("identity", {})) if folder else {}

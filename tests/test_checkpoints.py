@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bdia_exp import checkpoints, pickles
+from bdia_exp import checkpoints, edm_pickles, pickles
 from bdia_exp.checkpoints import Checkpoint, load_into, locate, read, sha256
 from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
@@ -608,6 +608,6 @@ def test_flipped_bytes_either_read_or_are_refused(tmp_path):
 
 
 def test_no_unpickler_is_used():
-    source = "".join(Path(m.__file__).read_text() for m in (checkpoints, pickles))
+    source = "".join(Path(m.__file__).read_text() for m in (checkpoints, pickles, edm_pickles))
     for banned in ("torch.load(", "import pickle\n", "pickle.load", "eval(", "exec(", "getattr("):
         assert banned not in source

@@ -8,7 +8,7 @@ import torch
 
 from bdia_exp.cli.configs import options, settings
 from bdia_exp.jobs.asked import Choice
-from bdia_exp.models.pndm import DDIM, DDIMUNet
+from bdia_exp.models.pndm import DDPM, DDPMUNet
 from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.sampling import Job
 from bdia_exp.schedules import linear_vp
@@ -20,8 +20,8 @@ TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "image_size": 8, "attn
 def tiny_ddim(device: str, dtype: str) -> DDIM:
     """A network of PNDM's kind with random weights."""
     torch.manual_seed(0)
-    net = DDIMUNet(**TINY, in_channels=3, out_ch=3).eval().requires_grad_(False)
-    return DDIM(net, linear_vp(), {"sha256": "none"})
+    net = DDPMUNet(**TINY, in_channels=3, out_ch=3).eval().requires_grad_(False)
+    return DDPM(net, linear_vp(), {"sha256": "none"})
 
 
 @cache

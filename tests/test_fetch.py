@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import fetch
+from bdia_exp import downloads, fetch
 from bdia_exp.assets import ASSETS, Asset
 from bdia_exp.errors import UserError
 
@@ -96,7 +96,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("BDIA_EXP_OFFLINE", "BDIA_EXP_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(downloads, "PAUSES", (0, 0, 0))
     return tmp_path / "cache"
 
 
@@ -285,7 +285,7 @@ def test_a_length_that_never_comes(site, folder, publish):
 
 
 def test_a_server_that_falls_silent(site, folder, publish, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT", (5, 0.05))
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.05))
     site.delay = 0.5
     with refusal(r"cannot be reached \(Read timed out"):
         fetch.get(NAME)
@@ -447,7 +447,7 @@ def test_a_page_is_for_a_person(folder, publish):
 
 def test_no_room_is_seen_beforehand(site, folder, publish, monkeypatch):
     usage = type("Usage", (), {"free": len(DATA) - 1})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
     with refusal(r"no room left on the disk for .* \(1.05MB are needed\): free some"):
         fetch.get(NAME)
     assert fetch.cached(NAME) is None
@@ -464,7 +464,7 @@ def test_no_room_while_it_comes(site, folder, publish, monkeypatch):
         return os.fdopen(os.open("/dev/full", os.O_WRONLY), mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "open", full, raising=False)
+        patch.setattr(downloads, "open", full, raising=False)
         with refusal(f"no room left on the disk for .* .{os.strerror(errno.ENOSPC)}"):
             fetch.get(NAME)
     assert fetch.get(NAME).read_bytes() == DATA

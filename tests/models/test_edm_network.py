@@ -18,7 +18,7 @@ from bdia_exp.models.edm import EDM, EDMPrecond
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.schedules import edm, linear_vp
 from bdia_exp.solvers import heun
-from tests.samplers import end
+from tests.laws import end
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = ["tiny_song", "tiny_song_uncond", "tiny_adm"]

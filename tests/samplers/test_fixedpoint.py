@@ -30,7 +30,7 @@ from bdia_exp.grids import karras, quad
 from bdia_exp.models import edm
 from bdia_exp.schedules import linear_vp
 from bdia_exp.solvers import multistep
-from tests.samplers import GRIDS, MIXTURE, states, ve_power, vp_arc
+from tests.laws import GRIDS, MIXTURE, states, ve_power, vp_arc
 
 MODEL = MIXTURE.denoiser()
 GAMMAS = [Fraction(1), *map(rational, (0.98, 0.92, 0.75, 0.5, "1/3", 0.1))]

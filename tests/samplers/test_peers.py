@@ -22,8 +22,8 @@ LMSDiscrete                       multistep(rule=deis, order=4, rho)   1e-14
 (a) The peer rounds its state to float32 at every step.
 (b) A convention: `halfway` takes the geometric mean of σ/α, PNDM looks ᾱ up at the middle time.
 
-`python -m tests.test_peers` measures these anew. Every case is also run with another method, which
-has to differ by more than 1e-3.
+`python -m tests.samplers.test_peers` measures these anew. Every case is also run with another
+method, which has to differ by more than 1e-3.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ from bdia_exp.grids import karras, uniform
 from bdia_exp.rules import ddim, deis, dpmpp, plms
 from bdia_exp.schedules import DiscreteVP, edm
 from bdia_exp.solvers import heun, multistep, pndm
-from tests.samplers import MIXTURE, end, states, vp_arc
+from tests.laws import MIXTURE, end, states, vp_arc
 
 EXACT = MIXTURE.denoiser()
 STEPS = 10

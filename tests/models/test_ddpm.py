@@ -29,9 +29,9 @@ from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.schedules import edm as edm_level
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import heun, multistep
+from tests.laws import end
 from tests.models.test_edm_network import GOLDEN, by_formula
-from tests.samplers import end
-from tests.test_checkpoints import Call, flip
+from tests.sources.test_checkpoints import Call, flip
 
 TINY = {
     "type": "simple",

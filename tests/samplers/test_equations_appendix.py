@@ -18,7 +18,18 @@ from bdia_exp.coupling import CBDIA, EDICT
 from bdia_exp.rules import ddim, deis, dpmpp, plms
 from bdia_exp.schedules import DiscreteVP, linear_vp, linear_vp_time
 from bdia_exp.solvers import bdia, cbdia, coupled, halfway, multistep, pndm
-from tests.test_equations import GAMMAS, NETWORK, VE, VP, Z_N, N, Paper, largest, same, solve
+from tests.samplers.test_equations import (
+    GAMMAS,
+    NETWORK,
+    VE,
+    VP,
+    Z_N,
+    N,
+    Paper,
+    largest,
+    same,
+    solve,
+)
 
 
 @pytest.fixture(params=[VP, VE], ids=["vp", "ve"])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from bdia_exp import cli
@@ -71,6 +70,8 @@ DEEPER = {
 @pytest.fixture(scope="module")
 def diffusers_net():
     """diffusers' network of `DEEPER`, with the options of google/ddpm-cifar10-32."""
+    from diffusers import UNet2DModel  # takes seconds
+
     torch.manual_seed(0)
     net = UNet2DModel(
         sample_size=16,
@@ -118,8 +119,8 @@ def test_diffusers_layout(tmp_path, diffusers_net, layout):
     torch.testing.assert_close(loaded.net(x, t), theirs, rtol=0, atol=1e-5)
 
 
-def test_our_names_stay(model):
-    state = model.net.state_dict()
+def test_our_names_stay():
+    state = network(TINY).state_dict()
     assert list(by_our_names(state)) == list(state)
 
 

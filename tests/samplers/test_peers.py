@@ -32,7 +32,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -83,6 +82,13 @@ class Setting(NamedTuple):
     told: list[Level]
     theirs: Callable[[Tensor, Level], Tensor]
     ours: Denoiser
+
+
+def peer(name: str) -> type:
+    """A scheduler of diffusers, which takes seconds to import: not when tests are collected."""
+    import diffusers
+
+    return getattr(diffusers, f"{name}Scheduler")
 
 
 def ready(kind: type, options: dict[str, Any]):
@@ -170,7 +176,7 @@ def walk_back(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
 
 def f_pndm_by_table(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
     """F-PNDM, the levels halfway looked up at the middle times as PNDMScheduler does it."""
-    level = schedule(ready(diffusers.PNDMScheduler, {}))
+    level = schedule(ready(peer("PNDM"), {}))
     with patch.object(solvers, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
         yield from f_pndm(model, z, grid)
 
@@ -222,7 +228,7 @@ HALFWAY = Case("PNDM", PRK, of_times, f_pndm, multistep, 1e-2)
 
 
 def setting_of(case: Case):
-    scheduler = ready(getattr(diffusers, f"{case.peer}Scheduler"), case.options)
+    scheduler = ready(peer(case.peer), case.options)
     return scheduler, case.setting(scheduler)
 
 

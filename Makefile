@@ -100,6 +100,7 @@ bench: $(READY)  ## Speed and memory as ratios, measured side by side
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/overlap.py
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/startup.py
 
 clean:  ## Remove the virtual environment and every run
 	rm -rf $(VENV) runs

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from bdia_exp.batching import ROWS
 from bdia_exp.core import Level
@@ -40,6 +39,8 @@ def measure(function: Callable[[], object]) -> Work:
     Attention counts as a fused kernel does it: its operations are those of two products of
     matrices, and the matrix of weights between them is never held.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     alive, attention = _Alive(), _FusedAttention()
     counter = FlopCounterMode(display=False)
     # Under no_grad, operations arrive here as the kernels that would run; in inference mode they

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from bdia_exp.store import atomic, save_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
@@ -20,7 +18,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
     most = max(len(table["rows"]) for table in tables)
     below = most > 6  # a long legend would hide the lines
     size = (5.5 * len(tables), 4.2 + 0.1 * most * below)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(*size)
     panels = figure.subplots(1, len(tables), squeeze=False)
     for panel, table in zip(panels[0], tables, strict=True):
         for number, row in enumerate(table["rows"]):
@@ -48,6 +46,8 @@ def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
 
     Files that are missing are left out.
     """
+    from matplotlib.font_manager import findfont
+
     rows = [
         (name, Image.open(strip) if isinstance(strip, Path) else strip)
         for name, strip in strips.items()
@@ -85,7 +85,7 @@ def style(number: int) -> dict[str, Any]:
 def convergence(drawn: Mapping[str, Any], path: Path) -> None:
     """Error against steps, above, and against NFE, below: a column a problem, a line a sampler."""
     problems, config = drawn["problems"], drawn["config"]
-    figure = Figure(figsize=(4.8 * len(problems) + 2.8, 9), layout="constrained")
+    figure = _figure(4.8 * len(problems) + 2.8, 9)
     panels = figure.subplots(2, len(problems), squeeze=False)
     handles: dict[str, Any] = {}
     for column, problem in zip(panels.T, problems, strict=True):
@@ -111,7 +111,14 @@ def convergence(drawn: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches. matplotlib is imported where something is drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=120)
 
@@ -130,7 +137,7 @@ def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
     ]
     methods = list(dict.fromkeys(row["method"] for _, _, found in rows for row in found))
     steps = drawn["config"]["steps"]
-    figure = Figure(figsize=(4.2 * len(states) + 2.6, 3.3 * len(rows) + 0.8), layout="constrained")
+    figure = _figure(4.2 * len(states) + 2.6, 3.3 * len(rows) + 0.8)
     panels = figure.subplots(len(rows), len(states), squeeze=False)
     handles: dict[str, Any] = {}
     for line, (name, start, found) in zip(panels, rows, strict=True):
@@ -171,8 +178,11 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
 
     The rows of the tables are called γ=NUMBER. The best γ of each NFE is framed.
     """
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
     tables = [table for table in drawn["tables"] if table["cells"]]
-    figure = Figure(figsize=(5.2 * len(tables), 8.0), layout="constrained")
+    figure = _figure(5.2 * len(tables), 8.0)
     panels = figure.subplots(2, len(tables), squeeze=False)
     for (above, below), table in zip(panels.T, tables, strict=True):
         fids = {(cell["row"], cell["column"]): cell["fid"] for cell in table["cells"]}
@@ -242,6 +252,8 @@ def _gamma(row: str) -> float:
 
 def _ticks(panel: Any, places: Sequence[int]) -> None:
     """Just these numbers on a logarithmic axis, and a light grid."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
     panel.xaxis.set_major_locator(FixedLocator(list(places)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bdia_exp import fetch
+from bdia_exp.downloads import say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.pickles import brief
@@ -98,7 +99,7 @@ def _fetch(library: Any, repo: str, revision: str, folder: Path) -> None:
             f"holds no {INDEX} and no {SAFE[0]}; give another model"
         )
     size = tqdm.format_sizeof(sum(files[name].size or 0 for name in wanted), "B")
-    fetch.say(f"fetching {repo} from the Hugging Face hub: {len(wanted)} files, {size}")
+    say(f"fetching {repo} from the Hugging Face hub: {len(wanted)} files, {size}")
     library.snapshot_download(
         repo, revision=revision, cache_dir=folder.parents[2], allow_patterns=wanted
     )

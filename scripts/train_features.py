@@ -29,7 +29,8 @@ from torch.nn.functional import cross_entropy
 from bdia_exp.metrics.classifier import Classifier
 from bdia_exp.metrics.features import ClassifierFeatures, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance
-from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.metrics.sums import FeatureMoments
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from bdia_exp.batching import in_full_rows
 from bdia_exp.checkpoints import BUNDLED, sha256
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.classifier import Classifier
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Features(NamedTuple):
@@ -90,9 +91,11 @@ def bundled(device: str | torch.device = "cpu") -> Extractor:
     return ClassifierFeatures(BUNDLED / "fashion_features", device)
 
 
-def label_accuracy(classes: int) -> Metric:
+def label_accuracy(classes: int) -> "Metric":
     """The share of images classified as the label they were asked for, over all ranks.
 
     `update(logits [B, classes], labels int [B])`; `compute()` → a number in [0, 1].
     """
+    from torchmetrics.classification import MulticlassAccuracy
+
     return MulticlassAccuracy(num_classes=classes, average="micro")

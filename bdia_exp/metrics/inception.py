@@ -23,10 +23,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.interpolate_compat_tensorflow import (
-    interpolate_bilinear_2d_like_tensorflow1x as resize_like_tensorflow,
-)
 
 from bdia_exp import checkpoints, fetch
 from bdia_exp.batching import in_full_rows
@@ -47,6 +43,8 @@ CHUNK = {"cpu": 32, "cuda": 256}  # images at a time: the first layers take 10 M
 
 
 def _tensorflow(x: Tensor) -> Tensor:
+    from bdia_exp.metrics.inception_network import resize_like_tensorflow
+
     return (resize_like_tensorflow(x, size=(SIDE, SIDE), align_corners=False) - 128) / 128
 
 
@@ -125,31 +123,15 @@ class InceptionFeatures:
         return self.trunk(x).flatten(1)
 
 
-class _Network(FeatureExtractorInceptionV3):
-    """torch-fidelity's network on the meta device, to be filled.
-
-    Its own constructor insists on reading a file of weights, by a way that would execute what is
-    in it; it is given one that holds nothing.
-    """
-
-    def __init__(self):
-        nothing = io.BytesIO()
-        torch.save({}, nothing)
-        nothing.seek(0)
-        with torch.device("meta"):
-            super().__init__("inception", ["2048"], feature_extractor_weights_path=nothing)
-
-    def load_state_dict(self, state_dict, strict=True, assign=False):
-        return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
-
-
 def _trunk(weights: Checkpoint, dim: int) -> nn.Sequential:
     """From the resized image to the averages of the layer that has `dim` channels.
 
     The network's children stand in the order in which it calls them. Convolutions and batch norms
     are fused: the same numbers to 1e-5, and with channels last twice as fast on a CPU.
     """
-    net = _Network()
+    from bdia_exp.metrics.inception_network import Network
+
+    net = Network()
     counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith(COUNTER)}
     checkpoints.load_into(net, replace(weights, state=weights.state | counters))
     net.eval().requires_grad_(False)
@@ -219,10 +201,12 @@ def _by_our_names(file: io.BytesIO) -> dict[str, Tensor]:
     order in which torch-fidelity lists its own, and no classifier. The file is known by its hash,
     and nothing of it is called.
     """
+    from bdia_exp.metrics.inception_network import Network
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and all there is
         theirs = torch.jit.load(file, map_location="cpu").state_dict()
-    state = {name: torch.zeros(wanted.shape) for name, wanted in _Network().state_dict().items()}
+    state = {name: torch.zeros(wanted.shape) for name, wanted in Network().state_dict().items()}
     ours = [name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")]
     sources = [name.removesuffix(".weight") for name in theirs if name.endswith(".weight")]
     for name, source in zip(ours, sources, strict=True):

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered in one pass over any number of images."""
+"""Mean and covariance of features, and their files."""
 
 import json
 from dataclasses import dataclass
@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics import Metric
 
 from bdia_exp.errors import UserError
 from bdia_exp.store import atomic
@@ -93,45 +90,3 @@ class Statistics:
         ):
             raise UserError(f"{path} holds features that are not float32 [N, {len(mean)}]")
         return cls(mean, cov, count, meta, features)
-
-
-class FeatureMoments(Metric):
-    """Count, Σ f and Σ f fᵀ of features, summed in float64 [EDM fid].
-
-    `update(features [B, dim])` adds a batch; `compute()` returns the `Statistics` of all batches
-    on all ranks, and raises UserError for fewer than two images or features that are not finite.
-    Memory is dim² numbers, however many images there are.
-
-    Sums about zero, not about the mean: they can be added over ranks, and they lose only
-    (mean/std)² of float64's 16 digits — below 1e-9 in the covariance for a mean of 1000 std.
-    """
-
-    higher_is_better = None
-    is_differentiable = False
-    full_state_update = False
-    count: Tensor
-    total: Tensor
-    outer: Tensor
-
-    def __init__(self, dim: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        zeros = torch.zeros(dim, dtype=torch.float64)
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", zeros, dist_reduce_fx="sum")
-        self.add_state("outer", zeros.outer(zeros), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor) -> None:
-        f = features.detach().to(self.outer)
-        self.count += len(f)
-        self.total += f.sum(0)
-        self.outer += f.T @ f
-
-    def compute(self) -> Statistics:
-        n = int(self.count)
-        if n < 2:
-            raise UserError(f"a covariance needs at least 2 images; there are {n}")
-        mean = self.total.cpu().numpy() / n
-        cov = (self.outer.cpu().numpy() - n * np.outer(mean, mean)) / (n - 1)
-        if not np.isfinite(cov).all():
-            raise UserError("the features hold NaN or infinity: the images or the network are bad")
-        return Statistics(mean, cov, n)

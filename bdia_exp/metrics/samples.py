@@ -5,9 +5,6 @@ The estimators are torch-fidelity's, at its settings.
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
@@ -44,6 +41,8 @@ def kid(found: Tensor, real: Tensor) -> dict[str, float]:
 
     Raises UserError if there are fewer than 1,000 of either.
     """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     require_subset(min(len(found), len(real)))
     numbers = kid_features_to_metric(
         found.double(), real.double(), kid_subset_size=KID_SUBSET, verbose=False
@@ -63,6 +62,8 @@ def precision_recall(found: Tensor, real: Tensor) -> dict[str, float]:
 
     Raises UserError for fewer images than a neighbourhood has.
     """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     if (fewest := min(len(found), len(real))) <= NEIGHBOURS:
         raise UserError(f"precision and recall need more than {NEIGHBOURS} images, not {fewest}")
     numbers = prc_features_to_metric(
@@ -81,6 +82,8 @@ def inception_score(logits: Tensor) -> dict[str, float]:
 
     Raises UserError if a split would be empty.
     """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
     if len(logits) < SPLITS:
         raise UserError(f"the Inception Score needs {SPLITS} images or more, not {len(logits)}")
     mean, std = isc_features_to_metric(logits, splits=SPLITS).values()

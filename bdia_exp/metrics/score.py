@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.clip import Clip
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank, require_enough
-from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.samples import (
     FeatureSamples,
@@ -49,6 +48,10 @@ class Score:
         resize: int | None = None,
         clip: str | None = None,
     ):
+        from torchmetrics import MeanMetric
+
+        from bdia_exp.metrics.sums import FeatureMoments
+
         for metric in metrics:
             if not isinstance(metric, str) or metric not in METRICS:
                 raise UserError(f"metrics={metric!r} is unknown{nearest(str(metric), METRICS)}")

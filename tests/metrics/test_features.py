@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.features import BUNDLED, ClassifierFeatures, bundled, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance, rank
-from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.metrics.sums import FeatureMoments
 
 ROOT = Path(__file__).parents[2]
 TEST_SET = ROOT / "data" / "fashion_mnist" / "test.npz"

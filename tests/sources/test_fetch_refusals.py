@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import fetch
+from bdia_exp import downloads, fetch
 from tests.sources.web_server import DATA, KNOWN, MD5, NAME, SHA256, left, refusal
 
 # -- a file that is not the right one ------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_page_is_for_a_person(folder, publish):
 
 def test_no_room_is_seen_beforehand(site, folder, publish, monkeypatch):
     usage = type("Usage", (), {"free": len(DATA) - 1})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
     with refusal(r"no room left on the disk for .* \(1.05MB are needed\): free some"):
         fetch.get(NAME)
     assert fetch.cached(NAME) is None
@@ -183,7 +183,7 @@ def test_no_room_while_it_comes(site, folder, publish, monkeypatch):
         return os.fdopen(os.open("/dev/full", os.O_WRONLY), mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "open", full, raising=False)
+        patch.setattr(downloads, "open", full, raising=False)
         with refusal(f"no room left on the disk for .* .{os.strerror(errno.ENOSPC)}"):
             fetch.get(NAME)
     assert fetch.get(NAME).read_bytes() == DATA

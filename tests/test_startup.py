@@ -1,0 +1,28 @@
+"""What importing costs: packages that only some verbs need are imported by those verbs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torchmetrics", "torch_fidelity", "torchvision", "transformers", "diffusers", "matplotlib"]
+MODULES = [
+    *["models.edm", "models.pndm", "models.stable_diffusion", "models.toy"],
+    *["metrics.score", "metrics.inception", "metrics.samples", "metrics.clip"],
+    *["figures", "tables", "estimates", "experiments", "prompts", "run", "editing", "studies"],
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """The packages in a fresh process that has imported all modules which verbs begin with."""
+    imports = "; ".join(f"import bdia_exp.{module}" for module in MODULES)
+    program = f"import sys; {imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return set(done.stdout.decode().split())
+
+
+@pytest.mark.parametrize("package", [*HEAVY, "sympy", "triton"])
+def test_a_heavy_package_waits_until_it_is_needed(loaded, package):
+    assert package not in loaded
+    assert "torch" in loaded

@@ -13,6 +13,8 @@ from bdia_exp.inversion import BDIAInversion
 from bdia_exp.solvers import bdia, multistep
 from tests.samplers.paper import GAMMAS, NETWORK, SMOOTH, Z_N, N, angle, same, solve
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("j", [N, 3, 1])
 def test_bdia_21_23_24_forward_and_backward_steps(paper, j):

@@ -11,6 +11,8 @@ from bdia_exp.coupling import CBDIA, EDICT
 from bdia_exp.solvers import cbdia, coupled, multistep
 from tests.samplers.paper import NETWORK, VP, Z_N, N, largest, same, solve
 
+pytestmark = pytest.mark.quick
+
 PAIRS = [(0.0, 1.0), (1.0, 0.0), (0.2, 0.8), (0.9, 0.35)]
 every_pair = pytest.mark.parametrize(("gamma1", "gamma2"), PAIRS)
 

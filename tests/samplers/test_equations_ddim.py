@@ -16,6 +16,8 @@ from bdia_exp.models.toy import Gaussian
 from bdia_exp.solvers import coupled, edict, multistep
 from tests.samplers.paper import DATA, NETWORK, RNG, SMOOTH, VP, Z_N, N, angle, largest, same, solve
 
+pytestmark = pytest.mark.quick
+
 # --- BDIA, section 2 ---
 
 

@@ -15,6 +15,8 @@ from bdia_exp.rules import leapfrog
 from bdia_exp.solvers import heun, multistep
 from tests.samplers.paper import GAMMAS, NETWORK, RNG, VE, VP, Z_N, N, Paper, same, solve
 
+pytestmark = pytest.mark.quick
+
 
 def edm_times():
     """[EDM 5] {i: t_i} in BDIA's order of indices."""

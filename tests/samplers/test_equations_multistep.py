@@ -16,6 +16,8 @@ from bdia_exp.schedules import DiscreteVP, linear_vp, linear_vp_time
 from bdia_exp.solvers import bdia, halfway, multistep, pndm
 from tests.samplers.paper import GAMMAS, NETWORK, VP, Z_N, N, Paper, same, solve
 
+pytestmark = pytest.mark.quick
+
 
 def with_bdia(paper, base, gamma, *, first=1):
     """{i: z_i} of (65), `base(z, i)` being Γ; without BDIA in the first steps."""

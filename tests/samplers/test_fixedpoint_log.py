@@ -26,6 +26,8 @@ from bdia_exp.fixedpoint import (
 from tests.laws import MIXTURE, states, vp_arc
 from tests.samplers.round_trips import GAMMAS, MODEL, both_ways, there_and_back
 
+pytestmark = pytest.mark.quick
+
 # --- Rescaling ---
 
 

@@ -18,6 +18,8 @@ from bdia_exp.rules import deis, dpmpp, leapfrog
 from bdia_exp.solvers import bdia, cbdia, edict, heun, multistep
 from tests.laws import GRIDS, MIXTURE, states, vp_arc
 
+pytestmark = pytest.mark.quick
+
 MODEL = MIXTURE.denoiser()
 STEPS = 12
 EXACT = {

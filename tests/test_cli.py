@@ -28,7 +28,7 @@ from bdia_exp.cli.configs import (
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import as_key
 from bdia_exp.verbs import names, verb
-from tests.samplers import SAMPLERS, STOCHASTIC
+from tests.laws import SAMPLERS, STOCHASTIC
 
 GIVEN = {
     "reproduce": ["experiment=demo"],

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EQUATIONS.md").read_text()
 CODE = {path: path.read_text() for path in (ROOT / "bdia_exp").rglob("*.py")}

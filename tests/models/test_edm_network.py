@@ -18,7 +18,7 @@ from bdia_exp.models.edm import EDM, EDMPrecond
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.schedules import edm, linear_vp
 from bdia_exp.solvers import heun
-from tests.samplers import end
+from tests.laws import end
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = ["tiny_song", "tiny_song_uncond", "tiny_adm"]
@@ -60,7 +60,7 @@ def by_formula(name: str, shape: torch.Size) -> torch.Tensor:
     return 1 + 0.1 * r if name.endswith(".weight") else 0.02 * r
 
 
-def golden(name: str):
+def figures_of(name: str):
     """The network with its weights by formula, the figures, and the labels one-hot."""
     figures = np.load(GOLDEN / f"edm_{name}.npz")
     with torch.device("meta"):
@@ -77,18 +77,21 @@ def golden(name: str):
     return net.eval().requires_grad_(False), figures, labels
 
 
-@pytest.mark.parametrize("name", [*TINY, "cifar10"])
-def test_outputs_are_the_original_s(name):
-    net, figures, labels = golden(name)
+@pytest.fixture(scope="module", params=[*TINY, "cifar10"])
+def golden(request):
+    return figures_of(request.param)
+
+
+def test_outputs_are_the_original_s(golden):
+    net, figures, labels = golden
     assert parameter_count(net) == figures["params"]
     denoised = net(figures["x"], figures["sigma"], labels)
     assert denoised.dtype == torch.float32
     torch.testing.assert_close(denoised, figures["denoised"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*TINY, "cifar10"])
-def test_five_heun_steps_are_the_original_s(name):
-    net, figures, labels = golden(name)
+def test_five_heun_steps_are_the_original_s(golden):
+    net, figures, labels = golden
 
     def model(z, level):
         return Estimate.from_x(level, z, net(z, level.sigma, labels).double())
@@ -99,7 +102,7 @@ def test_five_heun_steps_are_the_original_s(name):
 
 @pytest.mark.parametrize("name", ["tiny_song", "tiny_adm"])
 def test_no_label_is_the_zero_label(name):
-    net, figures, labels = golden(name)
+    net, figures, labels = figures_of(name)
     none = net(figures["x"], figures["sigma"])
     assert torch.equal(none, net(figures["x"], figures["sigma"], torch.zeros_like(labels)))
     assert (none - net(figures["x"], figures["sigma"], labels)).abs().max() > 1e-3
@@ -156,7 +159,7 @@ def test_a_fresh_network_is_near_the_identity_of_its_skip(network):
 
 @pytest.fixture(scope="module")
 def model():
-    net, figures, _ = golden("tiny_song")
+    net, figures, _ = figures_of("tiny_song")
     return EDM(net, linear_vp(), {}), figures["x"].double(), figures["labels"]
 
 

@@ -25,9 +25,10 @@ def script(name: str):
     return module
 
 
-@pytest.fixture
-def config(tmp_path):
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
     """A tiny training run: 8×8 images that are dark or bright by class."""
+    tmp_path = tmp_path_factory.mktemp("training")
     labels = np.arange(64) % 2
     images = np.full((64, 8, 8, 1), 30, dtype=np.uint8) + 180 * labels[:, None, None, None]
     np.savez(tmp_path / "data.npz", images=images.astype(np.uint8), labels=labels)
@@ -52,10 +53,17 @@ def train(module, config: str, out: Path, *more: str):
     return CliRunner().invoke(module.main, words, catch_exceptions=True)
 
 
-def test_training_learns_and_writes_what_the_loader_reads(config, tmp_path):
-    done = train(script("train_edm"), config, tmp_path / "run")
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    """The weights of a training that was not stopped."""
+    run = tmp_path_factory.mktemp("whole")
+    done = train(script("train_edm"), config, run)
     assert done.exit_code == 0, done.output
-    file = read(tmp_path / "run/model.safetensors")
+    return run / "model.safetensors"
+
+
+def test_training_learns_and_writes_what_the_loader_reads(whole, config, tmp_path):
+    file = read(whole)
     losses = [loss for _, loss in file.record["loss"]]
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:3])
     assert file.record["images_seen"] == 2560
@@ -66,16 +74,15 @@ def test_training_learns_and_writes_what_the_loader_reads(config, tmp_path):
         dark, bright = net(x + torch.randn(2, 1, 8, 8), 1.0, labels).mean((1, 2, 3))
     assert dark < -0.3 < 0.3 < bright  # −0.76 and 0.65 are the data
 
-    init = f"init={tmp_path / 'run/model.safetensors'}"
+    init = f"init={whole}"
     more = train(script("train_edm"), config, tmp_path / "more", init, "kimg=0.128")
     assert more.exit_code == 0, more.output
     further = read(tmp_path / "more/model.safetensors").record["loss"]
     assert further[0][1] < 0.3 * np.mean(losses[:3])  # it starts where the first run ended
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
+def test_a_stopped_training_goes_on_to_the_same_weights(whole, config, tmp_path, monkeypatch):
     module = script("train_edm")
-    train(module, config, tmp_path / "whole")
     saves = []
 
     def stop_after_20(path, state, save=module.save):
@@ -89,7 +96,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(config, tmp_path, monkey
         train(module, config, tmp_path / "stopped")
     assert not (tmp_path / "stopped/model.safetensors").exists()
     train(module, config, tmp_path / "stopped")
-    whole, stopped = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    stopped = tmp_path / "stopped" / "model.safetensors"
     assert stopped.read_bytes() == whole.read_bytes()
     record = json.loads((tmp_path / "stopped/model.json").read_text())
     assert record["training"]["images_seen"] == 2560

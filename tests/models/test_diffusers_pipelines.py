@@ -4,7 +4,7 @@ A pipeline is assembled from the very modules of ours, with random weights. What
 twice: prompts to conditions, guidance, levels, steps, the way to pixels. diffusers keeps its state
 in float32, ours is float64.
 
-`python -m tests.test_diffusers_pipelines` prints the table that stands in docs/stable-diffusion.md.
+`python -m tests.models.test_diffusers_pipelines` prints the table of docs/stable-diffusion.md.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,6 +9,8 @@ from bdia_exp.core import CLEAN, Level
 from bdia_exp.errors import UserError
 from bdia_exp.schedules import DiscreteVP, edm, linear_vp, scaled_linear_vp
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_discrete_level_is_root_abar_and_its_complement():
     schedule = DiscreteVP([0.99, 0.64, 0.25])

@@ -22,6 +22,8 @@ from bdia_exp.grids import (
 )
 from bdia_exp.schedules import linear_vp, scaled_linear_vp
 
+pytestmark = pytest.mark.quick
+
 VP = linear_vp()
 SD = scaled_linear_vp()
 SPACED = [leading, partial(leading, offset=0), trailing, linspace, time_uniform]

@@ -11,7 +11,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.grids import karras
 from bdia_exp.rules import deis
 from bdia_exp.solvers import evaluations, grid_for, halfway, heun, multistep, pndm
-from tests.samplers import (
+from tests.laws import (
     GAUSSIAN,
     GRIDS,
     MIXTURE,
@@ -22,6 +22,8 @@ from tests.samplers import (
     ve_power,
     vp_arc,
 )
+
+pytestmark = pytest.mark.quick
 
 every_sampler = pytest.mark.parametrize("entry", SAMPLERS, ids=str)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.__name__)

@@ -12,7 +12,7 @@ from bdia_exp import estimates
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.estimates import cost_of, measure
-from tests.countable import DECODING, EVALUATION, Latent, OneConvolution
+from tests.models.countable import DECODING, EVALUATION, Latent, OneConvolution
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -16,7 +16,9 @@ from bdia_exp.inversion import (
 )
 from bdia_exp.rules import deis, dpmpp, leapfrog
 from bdia_exp.solvers import bdia, cbdia, edict, heun, multistep
-from tests.samplers import GRIDS, MIXTURE, states, vp_arc
+from tests.laws import GRIDS, MIXTURE, states, vp_arc
+
+pytestmark = pytest.mark.quick
 
 MODEL = MIXTURE.denoiser()
 STEPS = 12

@@ -6,6 +6,8 @@ import torch
 from bdia_exp.core import CLEAN, Estimate, Level, transfer
 from bdia_exp.schedules import edm
 
+pytestmark = pytest.mark.quick
+
 S, T, U = Level(0.3, 0.9, 7.0), Level(0.8, 0.5, 3.0), Level(0.95, 0.1, 1.0)
 
 

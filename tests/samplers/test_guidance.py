@@ -5,6 +5,8 @@ import torch
 
 from bdia_exp.guidance import guided
 
+pytestmark = pytest.mark.quick
+
 X = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
 EMPTY, FULL = torch.zeros(3, 1, 4), torch.arange(3.0).reshape(3, 1, 1).expand(3, 1, 4) + 1
 

@@ -22,8 +22,8 @@ LMSDiscrete                       multistep(rule=deis, order=4, rho)   1e-14
 (a) The peer rounds its state to float32 at every step.
 (b) A convention: `halfway` takes the geometric mean of σ/α, PNDM looks ᾱ up at the middle time.
 
-`python -m tests.test_peers` measures these anew. Every case is also run with another method, which
-has to differ by more than 1e-3.
+`python -m tests.samplers.test_peers` measures these anew. Every case is also run with another
+method, which has to differ by more than 1e-3.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ from bdia_exp.grids import karras, uniform
 from bdia_exp.rules import ddim, deis, dpmpp, plms
 from bdia_exp.schedules import DiscreteVP, edm
 from bdia_exp.solvers import heun, multistep, pndm
-from tests.samplers import MIXTURE, end, states, vp_arc
+from tests.laws import MIXTURE, end, states, vp_arc
 
 EXACT = MIXTURE.denoiser()
 STEPS = 10
@@ -83,6 +82,13 @@ class Setting(NamedTuple):
     told: list[Level]
     theirs: Callable[[Tensor, Level], Tensor]
     ours: Denoiser
+
+
+def peer(name: str) -> type:
+    """A scheduler of diffusers, which takes seconds to import: not when tests are collected."""
+    import diffusers
+
+    return getattr(diffusers, f"{name}Scheduler")
 
 
 def ready(kind: type, options: dict[str, Any]):
@@ -170,7 +176,7 @@ def walk_back(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
 
 def f_pndm_by_table(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
     """F-PNDM, the levels halfway looked up at the middle times as PNDMScheduler does it."""
-    level = schedule(ready(diffusers.PNDMScheduler, {}))
+    level = schedule(ready(peer("PNDM"), {}))
     with patch.object(solvers, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
         yield from f_pndm(model, z, grid)
 
@@ -222,7 +228,7 @@ HALFWAY = Case("PNDM", PRK, of_times, f_pndm, multistep, 1e-2)
 
 
 def setting_of(case: Case):
-    scheduler = ready(getattr(diffusers, f"{case.peer}Scheduler"), case.options)
+    scheduler = ready(peer(case.peer), case.options)
     return scheduler, case.setting(scheduler)
 
 

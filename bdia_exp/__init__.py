@@ -1,1 +1,1 @@
-"""bdia-exp: an experiment runner for diffusion samplers. Start reading at `bdia_exp.core`."""
+"""bdia-exp: an experiment runner for diffusion samplers. Read samplers/core.py first."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Memory of networks at work as a ratio: what they take to its estimate (bdia_exp/estimates.py).
+"""Memory of networks at work as a ratio: what they take to its estimate (models/estimates.py).
 
     python bench/memory.py [cpu | cuda]
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from bdia_exp.cli.configs import settings
-from bdia_exp.estimates import measure
+from bdia_exp.models.ddpm import DDPMUNet
 from bdia_exp.models.edm import EDMPrecond
-from bdia_exp.models.pndm import DDPMUNet
+from bdia_exp.models.estimates import measure
 
 Call = Callable[..., Any]
 UNET = {

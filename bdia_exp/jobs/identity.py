@@ -14,11 +14,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from bdia_exp import checkpoints, results
 from bdia_exp.jobs.asked import as_key, hints_of, sources_of
 from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Sampling, Scoring, Solving
-from bdia_exp.results import Record
-from bdia_exp.runs import RunFolder
+from bdia_exp.sources import checkpoints
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
 
 DEFAULTS = {
     as_key(field.name): field.default
@@ -29,11 +30,13 @@ DEFAULTS = {
 """Keys of identities that are left out where they have these values."""
 
 ROOMS = {
-    "solvers": "bdia_exp.solvers",
-    "rules": "bdia_exp.rules",
-    "grids": "bdia_exp.grids",
+    "loops": "bdia_exp.samplers.loops",
+    "solvers": "bdia_exp.samplers.loops",
+    "rules": "bdia_exp.samplers.rules",
+    "grids": "bdia_exp.samplers.grids",
     "edm": "bdia_exp.models.edm",
-    "pndm": "bdia_exp.models.pndm",
+    "ddpm": "bdia_exp.models.ddpm",
+    "pndm": "bdia_exp.models.ddpm",
     "stable_diffusion": "bdia_exp.models.stable_diffusion",
     "features": "bdia_exp.metrics.features",
     "inception": "bdia_exp.metrics.inception",
@@ -179,11 +182,11 @@ def claim(
     _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
     identity = identify(then)
     if folder is None:
-        name = f"{prefix}{asked.sampler.name}-nfe{asked.nfe}-{results.digest(identity)}"
+        name = f"{prefix}{asked.sampler.name}-nfe{asked.nfe}-{records.digest(identity)}"
         folder = RunFolder(Path("runs") / asked.model.name / name)
         then = plainly(folder.before.get("identity", {}))
         identity = identify(then)
     if folder.before:
-        results.require_same(folder.root, then, identity)
+        records.require_same(folder.root, then, identity)
     folder.record = {"identity": identity}
     return folder

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdia_exp.core import CLEAN, Denoiser, Level
 from bdia_exp.errors import UserError
-from bdia_exp.grids import karras
 from bdia_exp.jobs.asked import Compose
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.models import Model
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.overrides import entries
-from bdia_exp.results import Record
-from bdia_exp.schedules import DiscreteVP, linear_vp
+from bdia_exp.samplers.core import CLEAN, Denoiser, Level
+from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.loops import heun
+from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
-from bdia_exp.solvers import heun
+from bdia_exp.store.records import Record
 
 DENSITIES = {  # of states [B, 1, 2, 3]
     "gaussian": Gaussian(torch.linspace(-1, 1, 6).reshape(1, 2, 3), 0.7),

@@ -2,13 +2,15 @@
 
 import torch
 
-from bdia_exp import checkpoints, dist, store
+from bdia_exp import dist
 from bdia_exp.console import positive, progress
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.jobs.settings import Scoring
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import ImageSet, is_image_set
 
 
 def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
@@ -23,12 +25,12 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
     path = checkpoints.locate(asked.reference)
     metrics = listed(asked.metrics)
     score = Score(extractor, None, metrics, resize=asked.resize, clip=asked.clip)
-    if not store.is_image_set(path):
+    if not is_image_set(path):
         score.compare_with(Statistics.load(path))
         return score
     keep = bool({"kid", "prc"} & {*score.metrics})
     real = Score(extractor, None, keep=keep, resize=asked.resize)
-    found = store.ImageSet(path)
+    found = ImageSet(path)
     score_set(real, found, len(found), batch)
     score.compare_with(real.statistics())
     return score
@@ -36,7 +38,7 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
 
 def score_set(
     scorer: Score,
-    found: store.ImageSet,
+    found: ImageSet,
     count: int,
     batch: int,
     prompts: list[str] | None = None,
@@ -54,10 +56,10 @@ def score_set(
             bar.update(len(rows) * dist.world())
 
 
-def image_set(images: str) -> store.ImageSet:
+def image_set(images: str) -> ImageSet:
     """The images in a path, or in a published file (`fetch:FILE`)."""
     published = images.startswith("fetch:")
-    return store.ImageSet(checkpoints.locate(images) if published else images)
+    return ImageSet(checkpoints.locate(images) if published else images)
 
 
 def listed(metrics: list[str] | str | None) -> list[str]:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bdia_exp.console import one_of, positive
-from bdia_exp.core import Grid, Sampler
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model
-from bdia_exp.results import Record
+from bdia_exp.samplers.core import Grid, Sampler
 from bdia_exp.seeds import parse
+from bdia_exp.store.records import Record
 
 DEFAULT_IMAGES = 64
 

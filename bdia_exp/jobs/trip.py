@@ -15,18 +15,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bdia_exp import dist, figures, inversion, prompts, results, store
+from bdia_exp import dist
 from bdia_exp.console import progress, say
-from bdia_exp.core import Counted, Grid
 from bdia_exp.errors import UserError
-from bdia_exp.fixedpoint import quantise, value
-from bdia_exp.inversion import STATES, Inversion, Kept
 from bdia_exp.jobs.identity import claim, identity_of, plainly
+from bdia_exp.jobs.sampling import levels_of
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
-from bdia_exp.results import Record
-from bdia_exp.runs import RunFolder
-from bdia_exp.sampling import levels_of
+from bdia_exp.report import figures
+from bdia_exp.samplers import inversion
+from bdia_exp.samplers.core import Counted, Grid
+from bdia_exp.samplers.fixedpoint import quantise, value
+from bdia_exp.samplers.inversion import STATES, Inversion, Kept
+from bdia_exp.sources import prompts
+from bdia_exp.store import records
+from bdia_exp.store.files import atomic
+from bdia_exp.store.images import Folder, ImageSet, contact_sheet
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
 
 STATES_FILE = "states.safetensors"
 
@@ -67,7 +73,7 @@ class Trip:
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
             raise UserError(f"strength={asked.strength} leaves no step: choose more")
-        found = store.ImageSet(asked.images, fit=about.image_shape)
+        found = ImageSet(asked.images, fit=about.image_shape)
         rows = found.first(asked.limit)
         images = found.read(rows)
         _require_text(asked, about)
@@ -180,14 +186,14 @@ class Trip:
         return Way(ends, nfe)
 
     def _kept_by(self, source: Path) -> Way:
-        old = results.load(source / "record.json") or {}
+        old = records.load(source / "record.json") or {}
         if old.get("command") != "invert" or not old.get("complete"):
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
         here, there = (
             {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
             for identity in (self.run.record["identity"], plainly(old["identity"]))
         )
-        results.require_same(source, there, here, "invert these images anew")
+        records.require_same(source, there, here, "invert these images anew")
         return Way(load_states(source / STATES_FILE, self.device), old["nfe"])
 
     def decoded(self, way: Way) -> Tensor:
@@ -210,7 +216,7 @@ class Trip:
     ) -> Record:
         """Writes images, strip and record, in this order; says what came out."""
         root, total = self.run.root, len(self.images)
-        folder = store.Folder(root)
+        folder = Folder(root)
         if pictures is not None:
             folder.remove()  # of this run, stopped before its record was complete
             folder.write(range(total), pictures)
@@ -219,7 +225,7 @@ class Trip:
                 labels = self.labels.tolist() if shown is None else [shown] * total
                 folder.label(range(total), labels)
         count = min(self.asked.strip, total)
-        strips = {name: store.contact_sheet(row[:count], count) for name, row in rows.items()}
+        strips = {name: contact_sheet(row[:count], count) for name, row in rows.items()}
         figures.side_by_side(strips, root / "strip.png")
         record = self.run.finish(numbers)
         spent = f"{numbers['nfe']} evaluations to noise"
@@ -267,7 +273,7 @@ def save_states(path: Path, kept: Iterable[Kept]) -> None:
         for number, one in enumerate(kept)
         for key, tensor in one.items()
     }
-    with store.atomic(path) as part:
+    with atomic(path) as part:
         part.write_bytes(save(flat))
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdia_exp.fixedpoint import Log
-from bdia_exp.inversion import DDIMInversion, FixedPointInversion
 from bdia_exp.jobs.trip import Trip, Way
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.results import Record
+from bdia_exp.samplers.fixedpoint import Log
+from bdia_exp.samplers.inversion import DDIMInversion, FixedPointInversion
+from bdia_exp.store.records import Record
 
 CHANGE = 1e-4
 """The RMS of the change whose growth `roundtrip` measures: well above a float32's rounding."""

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bdia_exp.core import Denoiser, Level
 from bdia_exp.errors import UserError
-from bdia_exp.schedules import DiscreteVP
+from bdia_exp.samplers.core import Denoiser, Level
+from bdia_exp.samplers.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
 

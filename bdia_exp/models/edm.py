@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
-from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, parameter_count, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
-from bdia_exp.schedules import DiscreteVP, linear_vp
+from bdia_exp.samplers.core import Denoiser, Estimate, Level
+from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
+from bdia_exp.sources import checkpoints
 
 
 class EDMPrecond(nn.Module):

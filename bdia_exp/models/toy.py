@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bdia_exp.core import CLEAN, Denoiser, Estimate, Level
+from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Level
 
 
 class GaussianMixture:

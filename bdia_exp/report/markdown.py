@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from bdia_exp import results, store
 from bdia_exp.console import say
-from bdia_exp.results import Record
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
 
 
 class Draw(Protocol):
@@ -16,8 +17,8 @@ class Draw(Protocol):
 
 def publish(root: Path, name: str, drawn: Record, text: str, draw: Draw) -> None:
     """Writes `name`.json, .md and .png, and prints the text."""
-    results.save(root / f"{name}.json", drawn)
-    store.write_text(root / f"{name}.md", text)
+    records.save(root / f"{name}.json", drawn)
+    write_text(root / f"{name}.md", text)
     draw(drawn, root / f"{name}.png")
     say(f"\n{text}\nwritten to {root}: {name}.md, {name}.json, {name}.png")
 

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import dist, figures
-from bdia_exp.cache import Cells
+from bdia_exp import dist
 from bdia_exp.console import positive, progress
-from bdia_exp.core import Counted, Grid, Sampler
 from bdia_exp.errors import UserError
-from bdia_exp.grids import arc, karras
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.identity import plainly
 from bdia_exp.jobs.problems import Problem, last, problems_of, rms
 from bdia_exp.models.toy import Gaussian
 from bdia_exp.overrides import entries, whole_numbers
+from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
-from bdia_exp.results import Record
-from bdia_exp.schedules import edm
-from bdia_exp.solvers import runge_kutta
+from bdia_exp.samplers.core import Counted, Grid, Sampler
+from bdia_exp.samplers.grids import arc, karras
+from bdia_exp.samplers.loops import runge_kutta
+from bdia_exp.samplers.schedules import edm
+from bdia_exp.store.cache import Cells
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 FINER = 2

@@ -16,7 +16,7 @@ from bdia_exp.jobs.trip_errors import (
 )
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import require_class
-from bdia_exp.results import Record
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 

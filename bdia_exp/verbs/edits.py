@@ -7,15 +7,18 @@ from typing import Any
 
 from PIL import Image
 
-from bdia_exp import figures, results, store
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
 from bdia_exp.overrides import entries, key_of, quoted, split
+from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
-from bdia_exp.results import Record
-from bdia_exp.schedules import linear_vp
-from bdia_exp.solvers import evaluations
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.images import ImageSet, contact_sheet
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.edit import edit
 
@@ -59,30 +62,30 @@ def edits(asked: Comparing, compose: Compose) -> Record:
         raise UserError(f"settings: {both[0]}= is a key of edits, or its methods': give it there")
     chosen = entries("methods", asked.methods, "sampler", within=("grid",))
     plan = {label: [*common, *more, *how] for label, how in chosen.items()}
-    root = folder_of(asked.out, f"edits-{results.digest(plan)}")
-    records: Record = {}
+    root = folder_of(asked.out, f"edits-{records.digest(plan)}")
+    made: Record = {}
     for label, words in plan.items():
         first = compose(words)
         # No cost depends on the schedule.
         nfe = evaluations(first.sampler.make, first.grid.make(asked.steps, linear_vp()))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
-        records[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
-    _draw(records, root, asked.images)
-    return records
+        made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
+    _draw(made, root, asked.images)
+    return made
 
 
-def _draw(records: Record, root: Path, images: str) -> None:
+def _draw(made: Record, root: Path, images: str) -> None:
     strips: dict[str, Path | Image.Image] = {}
     rows = []
-    for label, record in records.items():
-        found = store.ImageSet(record["config"]["out"]).read(range(record["images"]))
+    for label, record in made.items():
+        found = ImageSet(record["config"]["out"]).read(range(record["images"]))
         if not strips:
             channels, height, width = found.shape[1:]
-            source = store.ImageSet(images, fit=(channels, height, width))
-            strips["input"] = store.contact_sheet(source.read(range(len(found))), len(found))
+            source = ImageSet(images, fit=(channels, height, width))
+            strips["input"] = contact_sheet(source.read(range(len(found))), len(found))
         spent = record["nfe"] + record["nfe_back"]
-        strips[f"{label}: {spent} evaluations"] = store.contact_sheet(found, len(found))
+        strips[f"{label}: {spent} evaluations"] = contact_sheet(found, len(found))
         own = record.get("inversion_error", record["pixel_error"])
         rows.append(
             [
@@ -96,7 +99,7 @@ def _draw(records: Record, root: Path, images: str) -> None:
         )
     figures.side_by_side(strips, root / "sheet.png")
     heads = ["method", "inversion", "reconstruction", "edit", "noise", "evaluations"]
-    config: dict[str, Any] = next(iter(records.values()))["config"]
+    config: dict[str, Any] = next(iter(made.values()))["config"]
     what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
     lines = [
         f"# Edits {what}to {config['to']!r}",
@@ -107,8 +110,8 @@ def _draw(records: Record, root: Path, images: str) -> None:
         "back.",
         markdown_table(heads, rows),
     ]
-    store.write_text(root / "edits.md", "\n\n".join(lines) + "\n")
-    results.save(root / "edits.json", records)
+    write_text(root / "edits.md", "\n\n".join(lines) + "\n")
+    records.save(root / "edits.json", made)
     say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdia_exp import dist, results
+from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.jobs.scoring import image_set, listed, score_set, scorer_of
 from bdia_exp.jobs.settings import Computing, Scoring
 from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.score import Score
-from bdia_exp.results import Record
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 
@@ -32,7 +33,7 @@ def evaluate(asked: Evaluating) -> Record:
     scorer = scorer_of(asked, device, asked.batch)
     scorer.require_enough(count)
     score_set(scorer, found, count, asked.batch, prompts)
-    record = results.provenance() | {
+    record = records.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
         "reference": asked.reference,
@@ -46,7 +47,7 @@ def evaluate(asked: Evaluating) -> Record:
         file = Path(asked.out).expanduser()
     if dist.rank() == 0:
         if asked.out or (run / "record.json").exists():
-            results.save(file, record)
+            records.save(file, record)
         say(f"{found.path} against {asked.reference}")
         say(Score.sentence(record["score"]))
     return record

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bdia_exp import dist, figures, fixedpoint, inversion
-from bdia_exp.cache import Cells
+from bdia_exp import dist
 from bdia_exp.console import one_of, positive, progress
-from bdia_exp.core import Denoiser, Grid
 from bdia_exp.errors import UserError
-from bdia_exp.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.identity import plainly
 from bdia_exp.jobs.problems import Problem, last, problems_of, rms
 from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
-from bdia_exp.results import Record
+from bdia_exp.samplers import fixedpoint, inversion
+from bdia_exp.samplers.core import Denoiser, Grid
+from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
+from bdia_exp.store.cache import Cells
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 TIMES = ("target", "own")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bdia_exp import checkpoints
-from bdia_exp import fetch as downloads
 from bdia_exp.console import say
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.jobs.asked import Asked
 from bdia_exp.metrics import inception
-from bdia_exp.results import Record
+from bdia_exp.sources import checkpoints
+from bdia_exp.sources import fetch as downloads
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 

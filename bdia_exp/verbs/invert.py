@@ -3,7 +3,7 @@
 from bdia_exp.jobs.settings import Inverting
 from bdia_exp.jobs.trip import STATES_FILE, Trip, save_states
 from bdia_exp.jobs.trip_errors import about_noise, as_pictures, noise_sentence
-from bdia_exp.results import Record
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from bdia_exp import checkpoints
 from bdia_exp.console import say
 from bdia_exp.jobs.asked import Asked
-from bdia_exp.results import Record
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 ABSENT = {"fetch": "to be fetched", "hub": "to be fetched", "random": "made on the spot"}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdia_exp import dist, results
+from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.jobs.asked import Choice
 from bdia_exp.jobs.scoring import image_set, require_size, score_set
@@ -13,6 +13,7 @@ from bdia_exp.metrics.features import Extractor
 from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
+from bdia_exp.store import records
 from bdia_exp.verbs import Verb
 
 
@@ -41,7 +42,7 @@ def reference(asked: Referring) -> Statistics:
     score_set(scorer, found, count, asked.batch)
     statistics = scorer.statistics()
     assert statistics.meta is not None
-    statistics.meta |= {"images": str(found.path), **results.provenance()}
+    statistics.meta |= {"images": str(found.path), **records.provenance()}
     if dist.rank() == 0:
         name = asked.out if asked.out.endswith(".npz") else f"{asked.out}.npz"
         file = Path(name).expanduser()

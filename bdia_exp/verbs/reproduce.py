@@ -4,13 +4,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdia_exp import dist, experiments, results
+from bdia_exp import dist
 from bdia_exp.console import duration, positive, say
 from bdia_exp.errors import UserError
-from bdia_exp.experiments import Run
+from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
+from bdia_exp.jobs.experiments import Run
+from bdia_exp.jobs.plan import Costs, Needs, absent, described
 from bdia_exp.overrides import split
-from bdia_exp.results import Record
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
 from bdia_exp.verbs.table import Tabling, report_of, table
@@ -54,7 +57,7 @@ class Reproducing(Asked):
         if self.images < self.experiment["images"]:
             name += f"-{self.images}"
         if more := split("overrides", self.overrides):
-            name += f"-{results.digest({'overrides': more})}"
+            name += f"-{records.digest({'overrides': more})}"
         return folder_of(self.out, name)
 
 
@@ -68,11 +71,11 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
     plan = _plan(asked, compose)
     # Rank 0 decides for all: on every rank the same runs follow each other.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
-    costs = experiments.Costs()
+    costs = Costs()
     title = asked.experiment["title"]
-    say(experiments.described(title, plan, {*todo}, costs, asked.tflops))
+    say(described(title, plan, {*todo}, costs, asked.tflops))
     if asked.dry_run:
-        for file in sorted({f for i in todo for f in experiments.absent(plan[i])}):
+        for file in sorted({f for i in todo for f in absent(plan[i])}):
             say(f"  not here yet: {file}")
         return {}
 
@@ -111,7 +114,7 @@ def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
 
 def _lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
     """The runs that cannot start on some rank, and why."""
-    needs = experiments.Needs()
+    needs = Needs()
     lacking: dict[int, list[str]] = {}
     for theirs in dist.gather({i: needs.lacking(plan[i]) for i in todo}):
         for i, why in theirs.items():
@@ -120,7 +123,7 @@ def _lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
     return lacking
 
 
-def _run(ready: list[Run], costs: experiments.Costs) -> None:
+def _run(ready: list[Run], costs: Costs) -> None:
     """One run after the other, with the time that is left."""
     weights = [sum(costs.flops([run]) or (run.evaluations,)) for run in ready]
     began = time.perf_counter()

@@ -12,7 +12,7 @@ from bdia_exp.jobs.trip_errors import (
     noise_sentence,
     pixel_errors,
 )
-from bdia_exp.results import Record
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdia_exp import dist, store
+from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs.identity import claim, identity_of, same_score
+from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics.score import Score
-from bdia_exp.results import Record
-from bdia_exp.runs import RunFolder
-from bdia_exp.sampling import Job, Places, stream
+from bdia_exp.store.files import save_image
+from bdia_exp.store.images import contact_sheet
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
 from bdia_exp.verbs import Verb
 
 
@@ -124,8 +126,8 @@ def _keep(asked: Sampling, tally: _Tally, places: Places, run: RunFolder) -> Non
     if tally.shown:
         first = [tally.shown[seed] for seed in wanted if seed in tally.shown][: asked.sheet]
         columns = len(first) if len(first) <= 16 else math.isqrt(len(first) - 1) + 1
-        sheet = store.contact_sheet(torch.stack(first), columns)
-        store.save_image(run.root / "sheet.png", sheet)
+        sheet = contact_sheet(torch.stack(first), columns)
+        save_image(run.root / "sheet.png", sheet)
     if folder and tally.labels and asked.save != "scratch":
         folder.label(wanted, [tally.labels[seed] for seed in wanted])
     if folder and asked.save == "zip":

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from itertools import product
 
-from bdia_exp import dist, figures, store
-from bdia_exp import tables as drawing
+from bdia_exp import dist
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.overrides import entries, numbers, whole_numbers
-from bdia_exp.results import Record
-from bdia_exp.schedules import linear_vp
-from bdia_exp.solvers import grid_for
+from bdia_exp.report import figures
+from bdia_exp.report import tables as drawing
+from bdia_exp.samplers.cost import grid_for
+from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.reproduce import Reproducing, reproduce
 
@@ -63,7 +65,7 @@ def sweep(asked: Sweeping, compose: Compose) -> Record:
     drawn = reproduce(cells, compose)
     if drawn and dist.rank() == 0:
         figures.heat_maps(drawn, root / "sweep.png")
-        store.write_text(root / "sweep.md", _markdown(drawn, notes))
+        write_text(root / "sweep.md", _markdown(drawn, notes))
         say(f"written to {root}: sweep.md, sweep.png")
     return drawn
 

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
-from bdia_exp import dist, experiments, figures, results, store, tables
+from bdia_exp import dist
 from bdia_exp.console import one_of, say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, folder_of
-from bdia_exp.results import Record
+from bdia_exp.report import figures, tables
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 
@@ -35,17 +39,17 @@ def table(asked: Tabling) -> Record:
     experiment = asked.experiment
     root = folder_of(asked.out, experiment["name"])
     cells = experiments.cells_of(experiment, root)
-    records = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
-    if not records:
+    scored = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
+    if not scored:
         raise UserError(
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "
             f"{experiment['name']}` first, or give its out="
         )
-    drawn = tables.collect(experiment, records, report_of(experiment, asked.report))
+    drawn = tables.collect(experiment, scored, report_of(experiment, asked.report))
     if dist.rank() == 0:
         text = tables.markdown(drawn)
-        store.write_text(root / "tables.md", text)
-        results.save(root / "tables.json", drawn)
+        write_text(root / "tables.md", text)
+        records.save(root / "tables.json", drawn)
         figures.fid_curves(drawn, root / "fid.png")
         figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
         say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")

@@ -9,11 +9,11 @@ import torch
 from bdia_exp import batching
 from bdia_exp.cli.configs import options, settings
 from bdia_exp.jobs.asked import Choice
-from bdia_exp.models.pndm import DDPM, DDPMUNet
+from bdia_exp.jobs.sampling import Job
+from bdia_exp.models.ddpm import DDPM, DDPMUNet
 from bdia_exp.models.stable_diffusion import StableDiffusion
-from bdia_exp.sampling import Job
-from bdia_exp.schedules import linear_vp
-from bdia_exp.solvers import evaluations
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.schedules import linear_vp
 
 TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "image_size": 8, "attn_resolutions": [4]}
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp import checkpoints
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
 from bdia_exp.metrics.clip import Clip, prompts_of
 from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.score import Score
-from bdia_exp.store import Folder, ImageSet
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import Folder, ImageSet
 from bdia_exp.verbs import verb
 
 IMAGES = torch.randint(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp import checkpoints
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
@@ -19,7 +18,8 @@ from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.score import Score
-from bdia_exp.store import ImageSet
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import ImageSet
 from bdia_exp.verbs import verb
 
 RNG = np.random.default_rng(0)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bdia_exp.checkpoints import read
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.models import edm, parameter_count
-from bdia_exp.models.pndm import DDPM, DDPMUNet, by_our_names, load
-from bdia_exp.schedules import edm as edm_level
+from bdia_exp.models.ddpm import DDPM, DDPMUNet, by_our_names, load
+from bdia_exp.samplers.schedules import edm as edm_level
+from bdia_exp.sources.checkpoints import read
 from tests.models.tiny_ddpm import SCHEDULE, TINY, network, published
 
 

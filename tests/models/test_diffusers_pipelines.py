@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bdia_exp import grids
 from bdia_exp.cli.configs import settings
-from bdia_exp.core import Counted, Grid, Sampler
-from bdia_exp.inversion import DDIMInversion
 from bdia_exp.models import Text
 from bdia_exp.models.stable_diffusion import StableDiffusion
-from bdia_exp.rules import ddim, dpmpp
-from bdia_exp.schedules import DiscreteVP
-from bdia_exp.solvers import multistep, pndm
+from bdia_exp.samplers import grids
+from bdia_exp.samplers.core import Counted, Grid, Sampler
+from bdia_exp.samplers.inversion import DDIMInversion
+from bdia_exp.samplers.loops import multistep, pndm
+from bdia_exp.samplers.rules import ddim, dpmpp
+from bdia_exp.samplers.schedules import DiscreteVP
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
 

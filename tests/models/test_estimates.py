@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bdia_exp import estimates
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
-from bdia_exp.estimates import cost_of, measure
+from bdia_exp.models import estimates
+from bdia_exp.models.estimates import cost_of, measure
 from tests.models.countable import DECODING, EVALUATION, Latent, OneConvolution
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from bdia_exp.checkpoints import read
 from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
+from bdia_exp.sources.checkpoints import read
 
 SONG = dict(
     img_resolution=8,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from bdia_exp import checkpoints, pickles
-from bdia_exp.checkpoints import read
+from bdia_exp.sources import checkpoints, pickles
+from bdia_exp.sources.checkpoints import read
 from tests.sources.edm_pickles import (
     SONG,
     TINY,

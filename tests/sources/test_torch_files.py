@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from bdia_exp import torch_files
-from bdia_exp.checkpoints import read
 from bdia_exp.errors import UserError
+from bdia_exp.sources import torch_files
+from bdia_exp.sources.checkpoints import read
 from tests.models.tiny_ddpm import TINY, network
 from tests.sources.edm_pickles import Call, flip
 

@@ -161,7 +161,7 @@ def test_the_oldest_format_never_reaches_torch(tmp_path, monkeypatch):
 
 
 def test_torch_load_is_always_restricted():
-    package = Path(torch_files.__file__).parent
+    package = Path(torch_files.__file__).parents[1]
     calls = [line for path in package.rglob("*.py") for line in path.read_text().splitlines()]
     calls = [line for line in calls if "torch.load(" in line]
     assert calls

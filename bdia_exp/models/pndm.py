@@ -197,7 +197,7 @@ class DDIMUNet(nn.Module):
 
 
 class DDIM:
-    """A `DDIMUNet` as a `Model`. It serves its own VP levels, and EDM's (`at_vp_level`)."""
+    """A `DDIMUNet` as a `Model`. It serves VP levels, others by their σ/α (`at_vp_level`)."""
 
     num_classes = 0
     takes_text = False

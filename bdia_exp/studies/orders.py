@@ -71,7 +71,7 @@ def convergence(
     ]
     solved = problems_of(problems, count, device, compose)
     for problem in solved:
-        if sigma_max > (most := problem.schedule.rhos[-1]):
+        if sigma_max > (most := problem.schedule.rho_max):
             raise UserError(
                 f"sigma_max={sigma_max:g} is beyond the schedule of {problem.name}: give "
                 f"{most:.4g} or less"

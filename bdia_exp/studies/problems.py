@@ -13,7 +13,7 @@ from bdia_exp.grids import karras
 from bdia_exp.models import Model
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.results import Record
-from bdia_exp.schedules import DiscreteVP, linear_vp
+from bdia_exp.schedules import Schedule, linear_vp
 from bdia_exp.seeds import Generators
 from bdia_exp.solvers import heun
 from bdia_exp.studies.cells import Compose, entries, last
@@ -42,7 +42,7 @@ class Problem:
     about: str
     count: int
     identity: Record
-    schedule: DiscreteVP
+    schedule: Schedule
     denoiser: Denoiser
     density: GaussianMixture | None = None
     model: Model | None = None

@@ -17,7 +17,7 @@ from bdia_exp.overrides import entries
 from bdia_exp.samplers.core import CLEAN, Denoiser, Level
 from bdia_exp.samplers.grids import karras
 from bdia_exp.samplers.loops import heun
-from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
+from bdia_exp.samplers.schedules import Schedule, linear_vp
 from bdia_exp.seeds import Generators
 from bdia_exp.store.records import Record
 
@@ -45,7 +45,7 @@ class Problem:
     about: str
     count: int
     identity: Record
-    schedule: DiscreteVP
+    schedule: Schedule
     denoiser: Denoiser
     density: GaussianMixture | None = None
     model: Model | None = None

@@ -198,7 +198,7 @@ class DDPMUNet(nn.Module):
 
 
 class DDPM:
-    """A `DDPMUNet` as a `Model`. It serves its own VP levels, and EDM's (`at_vp_level`)."""
+    """A `DDPMUNet` as a `Model`. It serves VP levels, others by their σ/α (`at_vp_level`)."""
 
     num_classes = 0
     takes_text = False

@@ -117,7 +117,11 @@ class EDM:
             onehot = one_hot(condition.to(self.device), self.num_classes).float()
 
         def denoise(z: Tensor, level: Level) -> Estimate:
-            sigma = level.sigma / level.alpha or SIGMA_AT_CLEAN
+            if level.is_noise:
+                raise UserError(
+                    "an EDM network cannot judge pure noise (alpha = 0): choose grid=karras"
+                )
+            sigma = level.rho or SIGMA_AT_CLEAN
             z_ve = z / level.alpha
             x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
             return Estimate(level, z, (z_ve - x) / sigma)

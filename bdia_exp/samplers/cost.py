@@ -15,7 +15,7 @@ def evaluations(sampler: Sampler, grid: Grid) -> int:
     Counted in a rehearsal on a state of one number, so that no sampler has to declare its cost.
     Raises UserError for arguments that the sampler refuses.
     """
-    network = Counted(lambda z, level: Estimate(level, z, torch.zeros_like(z)))
+    network = Counted(lambda z, level: Estimate(level, z, torch.zeros_like(z), z))
     for _ in sampler(network, torch.zeros(1, dtype=torch.float64), grid):
         pass
     return network.nfe

@@ -1,7 +1,7 @@
 """Grids: the levels that a sampler visits, from noise to data.
 
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
-model's discrete schedule; `karras` needs none, and `arc` only for times.
+model's; `karras` needs none, `arc` any one, and only for times, the others a table of VP times.
 
 `pairing` says which ᾱ goes with the time k that the network is told (docs/samplers.md, "Grids"):
 
@@ -18,14 +18,14 @@ from collections.abc import Sequence
 
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import CLEAN, Grid, Level
-from bdia_exp.samplers.schedules import DiscreteVP, edm
+from bdia_exp.samplers.schedules import DiscreteVP, Schedule, edm
 
 PAIRINGS = {"ddim": 0, "pndm": 1}
 
 
 def karras(
     steps: int,
-    schedule: DiscreteVP | None = None,
+    schedule: Schedule | None = None,
     *,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -43,7 +43,7 @@ def karras(
 
 def arc(
     steps: int,
-    schedule: DiscreteVP | None = None,
+    schedule: Schedule | None = None,
     *,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,

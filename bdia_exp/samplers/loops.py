@@ -18,7 +18,7 @@ from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.rules import along, ddim, latest, plms
-from bdia_exp.samplers.schedules import edm, vp
+from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
 
 # -- one evaluation a step -----------------------------------------------------------------------
 
@@ -82,12 +82,18 @@ def halfway(s: Level, t: Level) -> Level:
 
     EDM's time is σ. Of VP levels the middle one has the geometric mean of σ/α, or half of it before
     a clean level; PNDM's code looks its ᾱ up in a table of whole times.
+
+    Raises UserError for other levels and for pure noise.
     """
-    time = (s.time + t.time) / 2
-    if s.alpha == t.alpha == 1:
-        return Level(1.0, (s.sigma + t.sigma) / 2, time)
+    if is_edm(s) and is_edm(t):
+        return edm((s.sigma + t.sigma) / 2)
+    if not (is_vp(s) and is_vp(t)) or s.is_noise or t.is_noise:
+        raise UserError(
+            "sampler.start=rk4 needs the levels of a VP model or of EDM, alpha above 0: choose "
+            "sampler=ipndm"
+        )
     rho = math.sqrt(s.rho * t.rho) or (s.rho + t.rho) / 2
-    return vp(rho, time)
+    return vp(rho, (s.time + t.time) / 2)
 
 
 STARTS = {"heun": (improved_euler, 1), "rk4": (runge_kutta, 3)}
@@ -172,7 +178,7 @@ def heun(
 
     With S_churn > 0 every step first adds noise, from `noise`, as EDM's stochastic sampler does
     [EDM Alg. 2]. Raises UserError for that with γ > 0 (BDIA's past would be another trajectory) or
-    on levels with α ≠ 1.
+    on levels that are not EDM's.
     """
     _check_gamma(gamma)
     if not (S_churn >= 0 and S_noise >= 0):
@@ -181,7 +187,7 @@ def heun(
         )
     if S_churn and gamma:
         raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
-    if S_churn and any(level.alpha != 1 for level in grid):
+    if S_churn and not all(map(is_edm, grid)):
         raise UserError("sampler.S_churn needs the levels of EDM: choose grid=karras")
     _check_refine(refine)
     most = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)

@@ -46,9 +46,8 @@ def plms(trail: Sequence[Estimate], t: Level, *, order: int = 4) -> Tensor:
     Raises UserError for an order outside 1 to 4.
     """
     _check_order(order)
-    now = trail[-1]
     weights = ADAMS_BASHFORTH[min(order, len(trail)) - 1]
-    return transfer(now.z, _mixed(trail[::-1], weights), now.level, t)
+    return trail[-1]._replace(eps=_mixed(trail[::-1], weights)).at(t)
 
 
 CLOCKS: dict[str, Callable[[float], float]] = {
@@ -78,10 +77,10 @@ def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
     """DPM-Solver++(2M): along the line of an extrapolated clean image [BDIA 64].
 
     x̄ = x̂ + (x̂ − x̂_past)/2r, r the past step over the next one in λ = log α/σ. The first step and
-    one to σ = 0, where λ is infinite, are `ddim`.
+    those that meet σ = 0 or α = 0, where λ is infinite, are `ddim`.
     """
     now, *past = latest(trail, 2)
-    if not past or 0 in (t.sigma, now.level.sigma, past[0].level.sigma):
+    if not past or any(e.rho in (0, math.inf) for e in (t, now.level, past[0].level)):
         return now.at(t)
     ahead = math.log(now.level.rho / t.rho)
     behind = math.log(past[0].level.rho / now.level.rho)
@@ -104,8 +103,12 @@ def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
 def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
     """From the state of `start` to level t, with the noise a polynomial through `estimates`.
 
-    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ.
+    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ. No polynomial
+    reaches ρ = ∞: to and from pure noise it is the line of `start`, and as a node that is left out.
     """
+    if t.is_noise or start.level.is_noise:
+        return start.at(t)
+    estimates = [estimate for estimate in estimates if not estimate.level.is_noise]
     nodes = tuple(estimate.level.rho for estimate in estimates)
     if clock == "log_rho" and 0 in nodes:
         raise UserError("clock=log_rho has no place for a clean level: choose vp_time or rho")

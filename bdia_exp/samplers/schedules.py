@@ -1,14 +1,32 @@
-"""Schedules: from a network's time to its noise level."""
+"""Schedules: from a network's time to its noise level, and what kind of level it is."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import CLEAN, Level
+
+
+class Schedule(Protocol):
+    """The levels that a network knows, by their time or by their noise over signal."""
+
+    @property
+    def rho_max(self) -> float:
+        """The greatest σ/α; ∞ for a schedule that starts at pure noise."""
+        ...
+
+    def __call__(self, time: int, /) -> Level:
+        """The level at a time of the network; a continuous schedule takes any number."""
+        ...
+
+    def at(self, rho: float) -> Level:
+        """The level with σ/α = rho. Raises UserError beyond `rho_max`."""
+        ...
 
 
 class DiscreteVP:
@@ -55,15 +73,19 @@ class DiscreteVP:
         """σ/α at every time."""
         return [((1 - abar) / abar) ** 0.5 for abar in self.abar]
 
+    @property
+    def rho_max(self) -> float:
+        return self.rhos[-1]
+
     def at(self, rho: float) -> Level:
         """The level with σ/α = rho, at a fractional time: linear in log σ/α between the times.
 
         Below the first time it is that time's. Raises UserError beyond the last one.
         """
-        if rho > self.rhos[-1]:
+        if rho > self.rho_max:
             raise UserError(
-                f"this network was trained for noise up to sigma={self.rhos[-1]:.4g}, and the grid "
-                f"has {rho:.4g}: set grid.sigma_max={self.rhos[-1]:.4g} or less, or grid=quad"
+                f"this network was trained for noise up to sigma={self.rho_max:.4g}, and the grid "
+                f"has {rho:.4g}: set grid.sigma_max={self.rho_max:.4g} or less, or grid=quad"
             )
         after = bisect_right(self.rhos, rho)
         if after == 0:
@@ -108,3 +130,32 @@ def vp(rho: float, time: float) -> Level:
 def edm(sigma: float) -> Level:
     """EDM's schedule: α ≡ 1, and time is σ itself [EDM Table 1]."""
     return Level(1.0, sigma, sigma)
+
+
+class Rectified:
+    """Rectified flow: the straight line z = (1 − t) x + t ε, from t = 1, noise, to t = 0 [RF 1]."""
+
+    rho_max = math.inf
+
+    def __call__(self, time: float) -> Level:
+        """The level (1 − t, t, t). Raises UserError outside 0 ≤ t ≤ 1."""
+        if not 0 <= time <= 1:
+            raise UserError(f"rectified flow has times from 0 to 1, not {time}")
+        return Level(1 - time, time, time)
+
+    def at(self, rho: float) -> Level:
+        """The level with σ/α = rho; ∞ is pure noise."""
+        return self(1.0 if rho == math.inf else rho / (1 + rho))
+
+
+rectified = Rectified()
+
+
+def is_vp(level: Level) -> bool:
+    """Whether α² + σ² = 1, up to rounding: a variance-preserving level. `CLEAN` is one."""
+    return abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12
+
+
+def is_edm(level: Level) -> bool:
+    """Whether it is a level of EDM's schedule. `CLEAN` is one."""
+    return level == edm(level.sigma)

@@ -74,7 +74,7 @@ def convergence(asked: Converging, compose: Compose) -> Record:
     chosen = [_sampler(label, how, compose) for label, how in named.items()]
     solved = problems_of(asked.problems, asked.count, device, compose)
     for problem in solved:
-        if asked.sigma_max > (most := problem.schedule.rhos[-1]):
+        if asked.sigma_max > (most := problem.schedule.rho_max):
             raise UserError(
                 f"sigma_max={asked.sigma_max:g} is beyond the schedule of {problem.name}: give "
                 f"{most:.4g} or less"

@@ -37,5 +37,7 @@ def test_commit_is_that_of_the_source_tree():
 def test_differences_are_named(tmp_path):
     old = json.loads(json.dumps({"sampler": {"gamma": 1.0}, "nfe": 35, "grid": (1, 2)}))
     records.require_same(tmp_path, old, {"sampler": {"gamma": 1.0}, "nfe": 35, "grid": (1, 2)})
-    with pytest.raises(UserError, match=r"nfe was 35, now 23; sampler.gamma was 1.0, now the default"):
+    with pytest.raises(
+        UserError, match=r"nfe was 35, now 23; sampler.gamma was 1.0, now the default"
+    ):
         records.require_same(tmp_path, old, {"sampler": {}, "nfe": 23, "grid": (1, 2)})

@@ -8,7 +8,7 @@ import torch
 
 from bdia_exp.errors import UserError
 from bdia_exp.models import at_vp_level, starting_noise
-from bdia_exp.models.ddpm import DDIM, DDIMUNet
+from bdia_exp.models.ddpm import DDPM, DDPMUNet
 from bdia_exp.models.edm import load as load_edm
 from bdia_exp.samplers.core import CLEAN, Estimate, Level, transfer
 from bdia_exp.samplers.cost import evaluations
@@ -112,8 +112,8 @@ def test_starting_noise_has_the_scale_of_its_family():
 def vp_network() -> DDIM:
     torch.manual_seed(0)
     options = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4]}
-    net = DDIMUNet(**options, image_size=8, in_channels=3, out_ch=3).eval().requires_grad_(False)
-    return DDIM(net, SCHEDULE, {})
+    net = DDPMUNet(**options, image_size=8, in_channels=3, out_ch=3).eval().requires_grad_(False)
+    return DDPM(net, SCHEDULE, {})
 
 
 @cache

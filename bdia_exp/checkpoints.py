@@ -1,7 +1,7 @@
 """What may be loaded, from where, with which sha256; never executes a pickle.
 
-Files that describe their network: EDM's published `.pkl`, as `bdia_exp.pickles` reads them, and our
-own `.safetensors`, which hold weights alone; a JSON of the same stem beside them holds
+Files that describe their network: EDM's published `.pkl`, as `bdia_exp.edm_pickles` reads them,
+and our own `.safetensors`, which hold weights alone; a JSON of the same stem beside them holds
 `{"network": {constructor arguments}, "training": {how it was made}}`.
 
 Files that do not: torch's, as `bdia_exp.torch_files` reads them, other `.safetensors`, and a folder
@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bdia_exp import fetch, hub
+from bdia_exp.edm_pickles import PUBLISHED, plain, read_edm, ready
 from bdia_exp.errors import UserError
-from bdia_exp.pickles import PUBLISHED, brief, few, plain, read_edm, ready
+from bdia_exp.pickles import brief, few
 from bdia_exp.torch_files import read_torch
 
 BUNDLED = Path(__file__).parent / "bundled"

@@ -25,46 +25,16 @@ def collect(
     A cell has the records of one run or of several, which differ in their seeds; its `fid` is
     their mean, or their least with report="min". `fid_sd` is None for a single run.
     """
+    everywhere = [*experiment.get("settings", []), *experiment.get("common", [])]
     drawn = []
     for table in experiment["tables"]:
-        published = table.get("published") or {}
-        common = [*experiment.get("settings", []), *experiment.get("common", [])]
-        model = _model([*common, *table.get("common", [])])
-        cells = []
-        for row in table["rows"]:
-            for column in map(str, table["columns"]):
-                runs = records.get((table["name"], row, column))
-                if not runs:
-                    continue
-                fids = [run["score"]["fid"] for run in runs]
-                accuracies = [run["score"].get("label_accuracy") for run in runs]
-                clips = [run["score"].get("clip_score") for run in runs]
-                first = runs[0]
-                name = first["model"].get("name")
-                same_model = model in (None, name)
-                cell = {
-                    "row": row,
-                    "column": column,
-                    "fid": min(fids) if report == "min" else fmean(fids),
-                    "fids": fids,
-                    "fid_mean": fmean(fids),
-                    "fid_sd": stdev(fids) if len(fids) > 1 else None,
-                    "seeds": [run["identity"]["seeds"] for run in runs],
-                    "label_accuracy": None if None in accuracies else fmean(accuracies),
-                    "clip_score": None if None in clips else fmean(clips),
-                    "images": first["score"]["images"],
-                    "nfe": first["nfe"],
-                    "note": first["score"]["note"],
-                    "reference": first["config"]["reference"],
-                    "images_per_second": first["images_per_second"],
-                    "commit": first["commit"],
-                    "checkpoint_sha256": first["model"]["sha256"],
-                    "model": name,
-                    "captions": (first.get("prompts") or {}).get("count"),
-                    "other_model_than": None if same_model else model,
-                    "published": (published.get(row) or {}).get(column) if same_model else None,
-                }
-                cells.append(cell)
+        usual = _model([*everywhere, *table.get("common", [])])
+        cells = [
+            _cell(table, row, column, runs, report, usual)
+            for row in table["rows"]
+            for column in map(str, table["columns"])
+            if (runs := records.get((table["name"], row, column)))
+        ]
         drawn.append(
             {
                 **{key: table[key] for key in ("name", "title", "axis")},
@@ -81,6 +51,50 @@ def collect(
         "report": report,
         "tables": drawn,
     }
+
+
+def _cell(
+    table: Mapping[str, Any],
+    row: str,
+    column: str,
+    runs: Sequence[Any],
+    report: str,
+    usual: str | None,
+) -> dict[str, Any]:
+    """One cell, from the records of its runs; `usual` is the model of the published numbers."""
+    first = runs[0]
+    fids = [run["score"]["fid"] for run in runs]
+    published = table.get("published") or {}
+    model = first["model"].get("name")
+    same_model = usual in (None, model)
+    return {
+        "row": row,
+        "column": column,
+        "fid": min(fids) if report == "min" else fmean(fids),
+        "fids": fids,
+        "fid_mean": fmean(fids),
+        "fid_sd": stdev(fids) if len(fids) > 1 else None,
+        "seeds": [run["identity"]["seeds"] for run in runs],
+        "label_accuracy": _mean(runs, "label_accuracy"),
+        "clip_score": _mean(runs, "clip_score"),
+        "images": first["score"]["images"],
+        "nfe": first["nfe"],
+        "note": first["score"]["note"],
+        "reference": first["config"]["reference"],
+        "images_per_second": first["images_per_second"],
+        "commit": first["commit"],
+        "checkpoint_sha256": first["model"]["sha256"],
+        "model": model,
+        "captions": (first.get("prompts") or {}).get("count"),
+        "other_model_than": None if same_model else usual,
+        "published": (published.get(row) or {}).get(column) if same_model else None,
+    }
+
+
+def _mean(runs: Sequence[Any], key: str) -> float | None:
+    """The mean of a score that all runs have; None if one has not."""
+    found = [run["score"].get(key) for run in runs]
+    return None if None in found else fmean(found)
 
 
 BESIDE: tuple[tuple[str, str, Callable[[float], str]], ...] = (

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdia_exp.edm_pickles import ready
 from bdia_exp.errors import UserError
-from bdia_exp.pickles import brief, few, ready
+from bdia_exp.pickles import brief, few
 
 # Where a dict may keep its state dict, averaged weights first.
 INNER = ("ema", "ema_state_dict", "shadow", "state_dict", "model")

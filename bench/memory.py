@@ -17,7 +17,7 @@ from torch.profiler import profile
 from bdia_exp.cli import arguments
 from bdia_exp.estimates import measure
 from bdia_exp.models.edm import EDMPrecond
-from bdia_exp.models.pndm import DDIMUNet
+from bdia_exp.models.pndm import DDPMUNet
 
 Call = Callable[..., Any]
 UNET = {
@@ -39,7 +39,7 @@ def cases() -> Iterator[tuple[str, nn.Module, Call, tuple[Tensor, ...]]]:
     """Networks, how they are called, and with what."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    for name, kind in {"edm_cifar10": EDMPrecond, "ddim_cifar10": DDIMUNet}.items():
+    for name, kind in {"edm_cifar10": EDMPrecond, "ddim_cifar10": DDPMUNet}.items():
         model = arguments("sample", [f"model={name}"], described=True)["config"]["model"]
         yield name, kind(**model["network"]), nn.Module.__call__, (torch.randn(8, 3, 32, 32), one())
     noise, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 1024)

@@ -13,6 +13,7 @@ from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, parameter_count, starting_noise
+from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
@@ -166,7 +167,5 @@ def load(
         checkpoints.load_into(net, file)
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
     if dtype != "auto":
-        net.body_dtype = getattr(torch, dtype)
-    # Channels last is the faster layout for the convolutions, on CPUs too (bench/).
-    net = net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return EDM(net, linear_vp(), provenance)
+        net.body_dtype = dtype_of(dtype)
+    return EDM(ready(net, device), linear_vp(), provenance)

@@ -14,6 +14,7 @@ from bdia_exp.batching import in_full_rows
 from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, at_vp_level, parameter_count, starting_noise
+from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 
@@ -126,7 +127,7 @@ class _TimeEmbedding(nn.Module):
         return second(F.silu(first(torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype))))
 
 
-class DDIMUNet(nn.Module):
+class DDPMUNet(nn.Module):
     """DDPM's U-Net, ε̂(x, t); its arguments and its parameters have the names of PNDM's files.
 
     Called as `net(x, t)`: x [B, in_channels, R, R] with R = image_size, t a number or [B], which
@@ -196,13 +197,13 @@ class DDIMUNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x))).float()
 
 
-class DDIM:
-    """A `DDIMUNet` as a `Model`. It serves its own VP levels, and EDM's (`at_vp_level`)."""
+class DDPM:
+    """A `DDPMUNet` as a `Model`. It serves its own VP levels, and EDM's (`at_vp_level`)."""
 
     num_classes = 0
     takes_text = False
 
-    def __init__(self, net: DDIMUNet, schedule: DiscreteVP, provenance: Mapping[str, object]):
+    def __init__(self, net: DDPMUNet, schedule: DiscreteVP, provenance: Mapping[str, object]):
         self.net, self.schedule, self.provenance = net, schedule, provenance
         self.networks = {"U-Net": net}
         self.shape = (net.in_channels, net.image_size, net.image_size)
@@ -230,10 +231,10 @@ class DDIM:
         return images.to(self.device).double() / 127.5 - 1
 
 
-def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str = "auto") -> DDIM:
+def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str = "auto") -> DDPM:
     """A checkpoint of PNDM's, DDIM's or diffusers' layout, ready to sample.
 
-    `network` holds `DDIMUNet`'s arguments, for these files carry none. `dtype` is that of the
+    `network` holds `DDPMUNet`'s arguments, for these files carry none. `dtype` is that of the
     network's body: "auto" is float32; the state stays in float64 always. With device="meta" the
     network has no weights, and the checkpoint need not be there.
 
@@ -241,7 +242,7 @@ def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str =
     """
     try:
         with torch.device("meta"):
-            net = DDIMUNet(**network)
+            net = DDPMUNet(**network)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.network describes no network that we can build: {error}") from None
     provenance: dict[str, object] = {"parameters": parameter_count(net)}
@@ -249,10 +250,7 @@ def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str =
         file = checkpoints.read(checkpoints.locate(checkpoint))
         checkpoints.load_into(net, replace(file, state=by_our_names(file.state)))
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
-    body = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    # Channels last is the faster layout for the convolutions, on CPUs too (bench/).
-    net = net.to(device, body).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return DDIM(net, linear_vp(), provenance)
+    return DDPM(ready(net, device, dtype_of(dtype)), linear_vp(), provenance)
 
 
 _FROM_DIFFUSERS = {
@@ -278,7 +276,7 @@ _FROM_DIFFUSERS = {
 
 
 def by_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers' `UNet2DModel`, by `DDIMUNet`'s names; any other as it is.
+    """A state dict of diffusers' `UNet2DModel`, by `DDPMUNet`'s names; any other as it is.
 
     There, the levels of the way up are counted from the lowest resolution, and the layers of the
     attention are matrices [C, C], of an older and a newer name, instead of 1×1 convolutions.

@@ -4,25 +4,19 @@ The networks are diffusers' U-Net, autoencoder and ControlNet and transformers' 
 samplers and inversion are ours. A state is a latent [B, 4, h, w], with h = w = size / 8.
 """
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bdia_exp import checkpoints
-from bdia_exp.checkpoints import PIPELINE
 from bdia_exp.core import Denoiser, Estimate, Level
-from bdia_exp.errors import UserError, nearest
-from bdia_exp.extras import require
+from bdia_exp.errors import UserError
 from bdia_exp.guidance import guided
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
-from bdia_exp.models.clip_tokenizer import tokenizer as clip_tokenizer
-from bdia_exp.models.clip_tokenizer import without_mark
+from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.sd_files import Description
+from bdia_exp.models.sd_parts import Source, controlnet, require_control
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
@@ -191,54 +185,29 @@ def load(
 
     Raises UserError if something is missing, damaged or of another network.
     """
-    on_meta = device == "meta"
-    random = _random_seed(checkpoint)
-    path = None if random is not None or (on_meta and network) else checkpoints.locate(checkpoint)
-    folder = path if path and path.is_dir() else None
-    promised: Description = sd_files.plain(network or {})
-    found = promised
-    if folder:
-        found = promised | sd_files.described_by(folder)
-        sd_files.require_promised(promised, found, checkpoint)
-    if not network and not folder:
-        raise UserError(
-            f"{checkpoint} does not describe itself: give model=sd21_base, sd21, sd15 or sd14, or "
-            "a folder in diffusers' layout"
-        )
-
-    wanted = (*PIPELINE, "scheduler", *([] if folder else ["pad_token"]))
-    if missing := [part for part in wanted if part not in found]:
-        raise UserError(f"model.network lacks {', '.join(missing)}: take it from model=sd21_base")
-    parts: dict[str, Any] = {}
-    hashes: dict[str, str] = {}
-    single = sd_files.read_single(path, found) if path and not folder and not on_meta else {}
-    for part in PIPELINE:
-        own = folder / part if folder else None
-        parts[part] = _network(part, found[part], own, single.get(part), random, on_meta)
-    sd_files.require_plain(*(parts[part].config for part in PIPELINE))
-    provenance: dict[str, object] = {"checkpoint": path.name if path else checkpoint}
-    if not on_meta:
-        hashes["sha256"] = checkpoints.sha256(path) if path else _digest(parts)
+    source = Source.of(checkpoint, network, on_meta=device == "meta")
+    parts, hashes = source.networks(), dict[str, str]()
+    if not source.on_meta:
+        hashes["sha256"] = source.sha256(parts)
     if control:
-        _require_control(control)
-        parts["controlnet"], hashes["control_sha256"] = _controlnet(**control, on_meta=on_meta)
+        require_control(control)
+        parts["controlnet"], hashes["control_sha256"] = controlnet(
+            **control, on_meta=source.on_meta
+        )
         sd_files.require_match(parts["controlnet"].config, parts["unet"].config)
-    provenance |= {"parameters": sum(map(parameter_count, parts.values())), **hashes}
-
-    body = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     for part, net in parts.items():
-        if part in ("unet", "controlnet") and body != torch.float32:
-            net.to(body)
-        net.to(device).eval().requires_grad_(False)
+        body = dtype_of(dtype) if part in ("unet", "controlnet") else None
+        ready(net, device, body, channels_last=False)
     pixels = _size(size, parts["unet"].config, _reduction(parts["vae"].config))
-    tokenizer = None if on_meta else _tokenizer(folder, found)
+    parameters = sum(map(parameter_count, parts.values()))
+    scheduler = source.description["scheduler"]
     return StableDiffusion(
         parts,
-        tokenizer,
-        sd_files.schedule(found["scheduler"]),
-        sd_files.prediction(found["scheduler"]),
+        source.tokenizer(),
+        sd_files.schedule(scheduler),
+        sd_files.prediction(scheduler),
         pixels,
-        provenance,
+        {"checkpoint": source.name, "parameters": parameters, **hashes},
         (control or {}).get("scale", 1.0),
     )
 
@@ -255,88 +224,6 @@ def _size(size: int | None, unet: Any, reduction: int) -> int:
     return size
 
 
-def _network(part, config, folder, weights, random, on_meta: bool) -> nn.Module:
-    """A part with its weights: those of a folder, those given, or new ones from a seed."""
-    if random is not None and not on_meta:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random)
-            return sd_files.build(part, config)
-    with torch.device("meta"):
-        net = sd_files.build(part, config)
-    if not on_meta:
-        sd_files.fill(part, net, weights or checkpoints.read(folder))
-    return net
-
-
-def _require_control(control: Mapping[str, Any]) -> None:
-    known = ("checkpoint", "network", "scale")
-    if not isinstance(control, Mapping) or not isinstance(control.get("checkpoint"), str):
-        raise UserError("model.control= is wrong: use condition=controlnet and model.control.…=")
-    for key in control:
-        if key not in known:
-            raise UserError(f"there is no key 'model.control.{key}'{nearest(str(key), known)}")
-    if not isinstance(control.get("scale", 1.0), (int, float)):
-        raise UserError(f"model.control.scale={control['scale']} must be a number")
-
-
-def _controlnet(
-    checkpoint: str, network: Mapping[str, Any] | None = None, scale: float = 1.0, *, on_meta: bool
-) -> tuple[nn.Module, str]:
-    """A ControlNet and the sha256 of its weights."""
-    random = _random_seed(checkpoint)
-    if random is None and not (on_meta and network):
-        folder = checkpoints.locate(checkpoint)
-        found = sd_files.read_json(folder / "config.json")
-        promised = {"controlnet": sd_files.plain(network or {})}
-        sd_files.require_promised(promised, {"controlnet": found}, checkpoint)
-        net = _network("controlnet", found, folder, None, None, on_meta)
-        return net, "" if on_meta else checkpoints.sha256(folder)
-    if not network:
-        raise UserError(f"model.control.network= is needed with {checkpoint}")
-    net = _network("controlnet", sd_files.plain(network), None, None, random, on_meta)
-    if not on_meta:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(random)
-            for parameter in net.parameters():
-                if not parameter.any():  # a new ControlNet ends in zeros: it would change nothing
-                    parameter.normal_(std=0.1)
-    return net, "" if on_meta else _digest({"controlnet": net})
-
-
-def _random_seed(checkpoint: str) -> int | None:
-    kind, _, seed = checkpoint.partition(":")
-    if kind != "random":
-        return None
-    if not re.fullmatch(r"[0-9]{1,18}", seed):
-        raise UserError(f"checkpoint={checkpoint}: give a seed, such as random:0")
-    return int(seed)
-
-
-def _digest(parts: Mapping[str, nn.Module]) -> str:
-    """Of weights as numbers, where there is no file."""
-    state = hashlib.sha256()
-    for net in parts.values():
-        for name, tensor in net.state_dict().items():
-            state.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    return state.hexdigest()
-
-
 def _reduction(vae: Any) -> int:
     """Pixels of an image for one of the latent, in each direction."""
     return 1 << len(vae.block_out_channels) - 1
-
-
-def _tokenizer(folder: Path | None, found: Description) -> Any:
-    if folder is None:
-        return clip_tokenizer(found["pad_token"])
-    own = folder / "tokenizer"
-    if not any((own / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        # transformers would make one that knows no word
-        raise UserError(f"{own} holds no vocabulary (tokenizer.json or vocab.json): fetch it again")
-    transformers = require("transformers")
-    try:
-        given = transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
-        return without_mark(given)
-    except Exception as error:  # the Rust library within raises plain ones
-        told = " ".join(str(error).split())
-        raise UserError(f"{own} cannot be read ({told}): fetch it again") from None

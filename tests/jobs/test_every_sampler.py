@@ -7,7 +7,7 @@ import torch
 
 from bdia_exp import batching
 from bdia_exp.cli import arguments, options
-from bdia_exp.models.pndm import DDIM, DDIMUNet
+from bdia_exp.models.pndm import DDPM, DDPMUNet
 from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.sampling import Job
 from bdia_exp.schedules import linear_vp
@@ -16,11 +16,11 @@ from bdia_exp.solvers import evaluations
 TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "image_size": 8, "attn_resolutions": [4]}
 
 
-def tiny_ddim(device: str, dtype: str) -> DDIM:
+def tiny_ddim(device: str, dtype: str) -> DDPM:
     """A network of PNDM's kind with random weights."""
     torch.manual_seed(0)
-    net = DDIMUNet(**TINY, in_channels=3, out_ch=3).eval().requires_grad_(False)
-    return DDIM(net, linear_vp(), {"sha256": "none"})
+    net = DDPMUNet(**TINY, in_channels=3, out_ch=3).eval().requires_grad_(False)
+    return DDPM(net, linear_vp(), {"sha256": "none"})
 
 
 @cache

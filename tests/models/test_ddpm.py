@@ -12,7 +12,7 @@ from bdia_exp.core import CLEAN, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.grids import karras, quad, uniform
 from bdia_exp.models import at_vp_level, parameter_count
-from bdia_exp.models.pndm import DDIM, DDIMUNet
+from bdia_exp.models.pndm import DDPM, DDPMUNet
 from bdia_exp.schedules import DiscreteVP
 from bdia_exp.schedules import edm as edm_level
 from bdia_exp.seeds import Generators
@@ -29,7 +29,7 @@ from tests.models.tiny_ddpm import SCHEDULE, TINY, network, published
 )
 def test_names_shapes_and_sizes_are_the_published_ones(name, count):
     with torch.device("meta"):
-        net = DDIMUNet(**published(name))
+        net = DDPMUNet(**published(name))
     expected = {}
     for line in (GOLDEN / f"pndm_{name}.txt").read_text().splitlines():
         key, shape = line.split(maxsplit=1)
@@ -92,7 +92,7 @@ def test_a_time_may_be_a_number_for_all_rows_and_a_fraction():
 )
 def test_options_that_cannot_be_are_refused(option, said):
     with pytest.raises(ValueError, match=said):
-        DDIMUNet(**{**TINY, **option})
+        DDPMUNet(**{**TINY, **option})
 
 
 # --- the network as a model ----------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_options_that_cannot_be_are_refused(option, said):
 
 @pytest.fixture(scope="module")
 def model():
-    return DDIM(network(TINY), SCHEDULE, {})
+    return DDPM(network(TINY), SCHEDULE, {})
 
 
 class Asked:

@@ -8,7 +8,7 @@ from bdia_exp import cli
 from bdia_exp.checkpoints import read
 from bdia_exp.errors import UserError
 from bdia_exp.models import edm, parameter_count
-from bdia_exp.models.pndm import DDIM, DDIMUNet, by_our_names, load
+from bdia_exp.models.pndm import DDPM, DDPMUNet, by_our_names, load
 from bdia_exp.schedules import edm as edm_level
 from tests.models.tiny_ddpm import SCHEDULE, TINY, network, published
 
@@ -26,7 +26,7 @@ def test_a_checkpoint_becomes_a_model(tmp_path, dtype):
     }
     z, level = torch.randn(2, 3, 8, 8, dtype=torch.float64), SCHEDULE(700)
     eps = loaded.denoiser(None)(z, level).eps
-    expected = DDIM(net, SCHEDULE, {}).denoiser(None)(z, level).eps
+    expected = DDPM(net, SCHEDULE, {}).denoiser(None)(z, level).eps
     assert eps.dtype == torch.float64
     assert not any(p.requires_grad for p in loaded.net.parameters())
     exact = dtype in ("auto", "float32")
@@ -39,7 +39,7 @@ def test_the_configuration_loads_it(tmp_path, name):
     """The published configuration, narrower."""
     network_ = {**published(name), "ch": 32}
     with torch.device("meta"):
-        shapes = DDIMUNet(**network_).state_dict()
+        shapes = DDPMUNet(**network_).state_dict()
     torch.save({k: torch.zeros(v.shape) for k, v in shapes.items()}, tmp_path / "net.ckpt")
     words = [f"model={name}", f"model.checkpoint={tmp_path}/net.ckpt", "model.network.ch=32"]
     built = cli.arguments("sample", words)

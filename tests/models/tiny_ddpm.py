@@ -4,7 +4,7 @@ import torch
 from omegaconf import OmegaConf
 
 from bdia_exp import cli
-from bdia_exp.models.pndm import DDIMUNet
+from bdia_exp.models.pndm import DDPMUNet
 from bdia_exp.schedules import linear_vp
 from tests.models.test_edm_network import by_formula
 
@@ -30,10 +30,10 @@ def published(name: str) -> dict:
     ]
 
 
-def network(config: dict) -> DDIMUNet:
+def network(config: dict) -> DDPMUNet:
     """With its weights by the formula of tests/golden/README.md."""
     with torch.device("meta"):
-        net = DDIMUNet(**config)
+        net = DDPMUNet(**config)
     state = {name: by_formula(name, value.shape) for name, value in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
     return net.eval().requires_grad_(False)

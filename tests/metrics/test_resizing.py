@@ -108,6 +108,7 @@ class Grey:
         return self.inner(images.float().mean(1, keepdim=True).to(torch.uint8))
 
 
+@pytest.mark.quick
 def test_reference_and_evaluate_of_a_set_of_mixed_sizes(photos, tmp_path, monkeypatch, capsys):
     """Through the verbs, from a published zip: the score is that of images resized by hand."""
     monkeypatch.setattr(checkpoints, "locate", lambda n: photos if n == "fetch:v.zip" else Path(n))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp import cli
 from bdia_exp.cli.configs import settings
 from bdia_exp.models import Text, sd_files
 from bdia_exp.models.estimates import measure

@@ -3,7 +3,7 @@
 import torch
 from omegaconf import OmegaConf
 
-from bdia_exp import cli
+from bdia_exp.cli.configs import CONFIGS
 from bdia_exp.models.ddpm import DDPMUNet
 from bdia_exp.samplers.schedules import linear_vp
 from tests.models.test_edm_network import by_formula
@@ -25,7 +25,7 @@ SCHEDULE = linear_vp()
 
 def published(name: str) -> dict:
     """The network's description in configs/model."""
-    return OmegaConf.to_container(OmegaConf.load(cli.CONFIGS / "model" / f"{name}.yaml"))["model"][
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "model" / f"{name}.yaml"))["model"][
         "network"
     ]
 

@@ -109,7 +109,7 @@ def test_starting_noise_has_the_scale_of_its_family():
 
 
 @cache
-def vp_network() -> DDIM:
+def vp_network() -> DDPM:
     torch.manual_seed(0)
     options = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4]}
     net = DDPMUNet(**options, image_size=8, in_channels=3, out_ch=3).eval().requires_grad_(False)

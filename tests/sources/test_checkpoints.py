@@ -14,7 +14,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import Checkpoint, load_into, locate, read, sha256
-from tests.sources.edm_pickles import (
+from tests.sources.pickled import (
     ADM,
     SONG,
     TINY,

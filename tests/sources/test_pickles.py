@@ -17,7 +17,7 @@ import torch
 
 from bdia_exp.sources import checkpoints, edm_pickles, pickles
 from bdia_exp.sources.checkpoints import read
-from tests.sources.edm_pickles import (
+from tests.sources.pickled import (
     SONG,
     TINY,
     Call,

@@ -482,7 +482,7 @@ def test_a_pickle_gives_the_images_of_its_safetensors(whole, tmp_path):
     """The bundled network written as an EDM .pkl goes through the same loader and sampler."""
     from bdia_exp.models.edm import EDMPrecond
     from bdia_exp.sources.checkpoints import load_into, locate, read
-    from tests.sources.edm_pickles import dump, persistent
+    from tests.sources.pickled import dump, persistent
 
     file = read(locate("bundled:fashion_mini.safetensors"))
     net = EDMPrecond(**file.config).eval().requires_grad_(False)

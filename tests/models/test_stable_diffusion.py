@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp.cli.configs import settings
+from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.models import Text, sd_files
 from bdia_exp.models.estimates import measure
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
@@ -189,8 +189,8 @@ QUICK = ("model=tiny-sd", "sampler=bdia_ddim", "nfe=3", "device=cpu", "prompts_s
 
 
 def sample(out: Path, *words: str) -> dict[str, Any]:
-    (quoted,) = cli.expand("sample", (*QUICK, f"out={out}", *words), multirun=False)
-    return cli.call("sample", quoted)
+    (quoted,) = expand("sample", (*QUICK, f"out={out}", *words), multirun=False)
+    return call("sample", quoted)
 
 
 def pngs(root: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/guide.md).
+# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/files.md).
 GPUS      := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
 # make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"
@@ -27,8 +27,12 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## Tables 2 and 3 in miniature on the bundled model (about 10 minutes on 2 cores)
-	$(BIN)/bdia-exp reproduce demo -p $(PROCESSES)
+D := $(RUNS)/demo
+demo: $(READY)  ## An exact inversion and an edit as pictures, then Tables 2 and 3 in miniature
+	$(BIN)/bdia-exp sample sampler=edm nfe=19 images=8 class=1 out=$(D)/trousers
+	$(BIN)/bdia-exp edit $(D)/trousers to=3 nfe=20 strength=0.8 sampler.gamma=0.95 state=fixed classify=true out=$(D)/edit
+	@echo "look at $(D)/edit/strip.png: trousers, the same trousers back from noise, and edited to dresses"
+	$(BIN)/bdia-exp reproduce demo limit=500 out=$(D) -p $(PROCESSES)
 
 reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images MODEL=tiny-sd ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)

@@ -1,7 +1,10 @@
-"""Overrides as text: values quoted as Hydra's grammar wants them, texts of several taken apart."""
+"""Overrides as text: values in quotes, several in one text, lists of names and numbers."""
 
+import math
 import re
 import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from bdia_exp.errors import UserError
 
@@ -26,3 +29,67 @@ def split(key: str, text: str | None) -> list[str]:
         raise UserError(
             f"{key}={text!r} cannot be taken apart ({error}): close its quotes"
         ) from None
+
+
+def key_of(word: str) -> str:
+    """The key that an override names: "nfe" of "nfe=35" and of "+nfe=35"."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def entries(
+    key: str, given: Any, group: str, *, within: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+    """From names of configs/`group` to overrides by label.
+
+    An entry is a name ("ddim"), a name with overrides ("bdia_ddim sampler.gamma=0.5"), or
+    {label: [overrides]}, as the rows of an experiment are.
+    Overrides may be of the group's keys, and of the groups `within`. Raises UserError if there is
+    no entry, and for another override.
+    """
+    found: dict[str, list[str]] = {}
+    for entry in _list(given):
+        if isinstance(entry, Mapping):
+            found |= {str(label): [*how] for label, how in entry.items()}
+        elif words := split(key, str(entry)):
+            found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
+    if not found:
+        raise UserError(f"give {key}=: names that {group}= may have, with commas between them")
+    for label, words in found.items():
+        for word in words:
+            if key_of(word).partition(".")[0] not in (group, *within):
+                raise UserError(f"{key}: {word!r} of {label!r} cannot be changed, only {group}.…=")
+    return found
+
+
+def whole_numbers(key: str, given: Any) -> list[int]:
+    """Raises UserError unless they are whole numbers from 1 on."""
+    try:
+        found = numbers(key, given)
+    except UserError:
+        found = []
+    if not found or any(number < 1 or number != int(number) for number in found):
+        raise UserError(f"{key}={_text(given)} must be whole numbers, 1 or more, such as [8,16,32]")
+    return [int(number) for number in found]
+
+
+def numbers(key: str, given: Any) -> list[float]:
+    """A number, a list of them or a text with commas. Raises UserError for what is none."""
+    try:
+        found = [float(number) for number in _list(given)]
+    except (TypeError, ValueError):
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise UserError(f"{key}={_text(given)} must be numbers, such as {key}=[1,0.5]")
+    return list(dict.fromkeys(found))
+
+
+def _list(given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [part for part in given.split(",") if part.strip()]
+    if given is None:
+        return []
+    return [*given] if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
+
+
+def _text(given: Any) -> str:
+    return ",".join(map(str, given)) if isinstance(given, list) else str(given)

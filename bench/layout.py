@@ -13,7 +13,7 @@ import time
 import torch
 
 from bdia_exp.models.edm import EDM, load
-from bdia_exp.schedules import edm
+from bdia_exp.samplers.schedules import edm
 
 ROWS = {
     "contiguous, float32, 1 thread": (torch.contiguous_format, None, 1),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Memory of networks at work as a ratio: what they take to its estimate (bdia_exp/estimates.py).
+"""Memory of networks at work as a ratio: what they take to its estimate (models/estimates.py).
 
     python bench/memory.py [cpu | cuda]
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from bdia_exp.cli import arguments
-from bdia_exp.estimates import measure
+from bdia_exp.cli.configs import settings
+from bdia_exp.models.ddpm import DDPMUNet
 from bdia_exp.models.edm import EDMPrecond
-from bdia_exp.models.pndm import DDPMUNet
+from bdia_exp.models.estimates import measure
 
 Call = Callable[..., Any]
 UNET = {
@@ -40,7 +40,7 @@ def cases() -> Iterator[tuple[str, nn.Module, Call, tuple[Tensor, ...]]]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     for name, kind in {"edm_cifar10": EDMPrecond, "ddim_cifar10": DDPMUNet}.items():
-        model = arguments("sample", [f"model={name}"], described=True)["config"]["model"]
+        model = settings("sample", [f"model={name}"]).model.config
         yield name, kind(**model["network"]), nn.Module.__call__, (torch.randn(8, 3, 32, 32), one())
     noise, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 1024)
     unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bdia_exp import sampling
-from bdia_exp.cli import arguments
-from bdia_exp.sampling import Job, Places, stream
+from bdia_exp.cli.configs import settings
+from bdia_exp.jobs import sampling
+from bdia_exp.jobs.sampling import Job, Places, stream
 
 BATCHES = [range(i, i + 4) for i in range(0, 16, 4)]
 WORDS = ["model=tiny-sd", "model.size=256", "prompt=a bicycle", "nfe=8", "device=cpu"]
@@ -61,9 +61,7 @@ def seconds(job: Job, save: str, executor: type, latents: Path | None = None) ->
 
 def main() -> None:
     torch.set_num_threads(1)
-    given = arguments("sample", WORDS, described=True)
-    parts = {key: given[key] for key in ("model", "sampler", "grid", "config")}
-    job = Job.build(**parts, device="cpu")
+    job = Job.of(settings("sample", WORDS), "cpu")
     with tempfile.TemporaryDirectory() as folder:
         kept, threads = Path(folder), sampling.ThreadPoolExecutor
         seconds(job, "latents", threads, kept)

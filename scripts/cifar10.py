@@ -16,8 +16,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from bdia_exp import fetch
 from bdia_exp.errors import UserError
+from bdia_exp.sources import fetch
 
 FILES = {
     "train": ([f"data_batch_{i}.png" for i in range(1, 6)], "train_lables.json"),

@@ -14,9 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
-from bdia_exp import experiments, figures, store
-from bdia_exp.cli import CONFIGS
+from bdia_exp.cli.configs import CONFIGS
 from bdia_exp.errors import UserError
+from bdia_exp.jobs import experiments
+from bdia_exp.report import figures
+from bdia_exp.store.files import write_text
+from bdia_exp.store.images import ImageSet, contact_sheet
 
 EDITS = {
     "DDIM": "ddim",
@@ -107,11 +110,11 @@ def edit_sheet(root: Path) -> None:
     text = []
     for name, folder in EDITS.items():
         record = load(root / "edits" / folder / "record.json")
-        images = store.ImageSet(root / "edits" / folder).read(range(record["images"]))
+        images = ImageSet(root / "edits" / folder).read(range(record["images"]))
         if not rows:
-            source = store.ImageSet(root / "edits" / "input").read(range(record["images"]))
-            rows["input"] = store.contact_sheet(source, len(source))
-        rows[name] = store.contact_sheet(images, len(images))
+            source = ImageSet(root / "edits" / "input").read(range(record["images"]))
+            rows["input"] = contact_sheet(source, len(source))
+        rows[name] = contact_sheet(images, len(images))
         text.append(
             f"| {name} | {record['pixel_error']['rms']:.3f} | {record['edit_distance']['rms']:.1f} "
             f"| {record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f}) "
@@ -125,7 +128,7 @@ def edit_sheet(root: Path) -> None:
         "that the bundled classifier calls by the new class.\n\n"
         "| method | reconstruction | edit | noise | seen | evaluations |\n|---|--:|--:|--:|--:|--:|"
     )
-    store.write_text(root / "edits" / "edits.md", "\n".join([head, *text]) + "\n")
+    write_text(root / "edits" / "edits.md", "\n".join([head, *text]) + "\n")
 
 
 def main() -> None:
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="the folder that `make studies` fills")
     root = parser.parse_args().root
     try:
-        store.write_text(root / "samplers.md", samplers_table(root))
+        write_text(root / "samplers.md", samplers_table(root))
         edit_sheet(root)
     except UserError as error:
         parser.exit(1, f"Error: {error}\n")

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from bdia_exp import dist
-from bdia_exp.checkpoints import load_into, locate, read
 from bdia_exp.models import parameter_count
 from bdia_exp.models.edm import EDMPrecond
-from bdia_exp.store import atomic
+from bdia_exp.sources.checkpoints import load_into, locate, read
+from bdia_exp.store.files import atomic
 
 
 def edm_loss(net, x, labels, rng, P_mean, P_std):

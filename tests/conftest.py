@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bdia_exp import fetch
 from bdia_exp.errors import UserError
 from bdia_exp.models.clip_tokenizer import WHEEL
+from bdia_exp.sources import fetch
 
 torch.set_num_threads(1)  # the tensors are small; leave the other cores to other test processes
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from bdia_exp.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
 from bdia_exp.models.toy import Gaussian, GaussianMixture
-from bdia_exp.rules import ddim, deis, dpmpp, leapfrog, plms
-from bdia_exp.schedules import edm
-from bdia_exp.solvers import STARTS, bdia, cbdia, edict, heun, multistep, pndm
+from bdia_exp.samplers.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
+from bdia_exp.samplers.loops import STARTS, bdia, cbdia, edict, heun, multistep, pndm
+from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
+from bdia_exp.samplers.schedules import edm
 
 
 def one_a_step(steps: int) -> int:

@@ -5,7 +5,7 @@ import torch
 
 from bdia_exp.batching import ROWS, in_full_rows
 from bdia_exp.models.edm import EDM, EDMPrecond
-from bdia_exp.schedules import edm, linear_vp
+from bdia_exp.samplers.schedules import edm, linear_vp
 
 
 def test_pads_and_cuts():

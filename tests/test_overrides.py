@@ -2,7 +2,7 @@
 
 import pytest
 
-from bdia_exp.cli import arguments, expand
+from bdia_exp.cli.configs import expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.overrides import quoted, split
 
@@ -28,15 +28,15 @@ from bdia_exp.overrides import quoted, split
 )
 def test_a_prompt_arrives_as_it_was_typed(text):
     (words,) = expand("sample", ("model=tiny-sd", f"prompt={text}"), multirun=False)
-    assert arguments("sample", words)["prompt"] == text
+    assert settings("sample", words).prompt == text
     again = ["model=tiny-sd", f"prompt={quoted(text)}"]
-    assert arguments("sample", again)["prompt"] == text
+    assert settings("sample", again).prompt == text
 
 
 def test_a_class_stays_a_number_and_null_is_nothing():
     (words,) = expand("edit", ("images=x.png", "to=7", "prompt=null"), multirun=False)
-    given = arguments("edit", words)
-    assert (given["to"], given["prompt"]) == (7, None)
+    asked = settings("edit", words)
+    assert (asked.to, asked.prompt) == (7, None)
 
 
 def test_what_is_not_closed_or_given_twice_is_said():
@@ -46,4 +46,4 @@ def test_what_is_not_closed_or_given_twice_is_said():
     with pytest.raises(UserError, match="overrides= is given twice: give all of them in one text"):
         expand("reproduce", ("demo", "overrides=a=1", "overrides=b=2"), multirun=False)
     (words,) = expand("sample", ("nfe=9", "nfe=11"), multirun=False)
-    assert arguments("sample", words)["nfe"] == 11
+    assert settings("sample", words).nfe == 11

@@ -5,11 +5,13 @@ import sys
 
 import pytest
 
+from bdia_exp.verbs import names
+
 HEAVY = ["torchmetrics", "torch_fidelity", "torchvision", "transformers", "diffusers", "matplotlib"]
 MODULES = [
-    *["models.edm", "models.pndm", "models.stable_diffusion", "models.toy"],
+    *["models.edm", "models.ddpm", "models.stable_diffusion", "models.toy", "models.estimates"],
     *["metrics.score", "metrics.inception", "metrics.samples", "metrics.clip"],
-    *["figures", "tables", "estimates", "experiments", "prompts", "run", "editing", "studies"],
+    *[f"verbs.{name}" for name in names()],
 ]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
-from bdia_exp.store import ImageSet
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import ImageSet
 
 CHUNK = 64  # images at a time
 

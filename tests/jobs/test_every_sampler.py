@@ -1,17 +1,19 @@
 """Every sampler of configs/sampler runs on every family of networks."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
 from bdia_exp import batching
-from bdia_exp.cli import arguments, options
-from bdia_exp.models.pndm import DDPM, DDPMUNet
+from bdia_exp.cli.configs import options, settings
+from bdia_exp.jobs.asked import Choice
+from bdia_exp.jobs.sampling import Job
+from bdia_exp.models.ddpm import DDPM, DDPMUNet
 from bdia_exp.models.stable_diffusion import StableDiffusion
-from bdia_exp.sampling import Job
-from bdia_exp.schedules import linear_vp
-from bdia_exp.solvers import evaluations
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.schedules import linear_vp
 
 TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "image_size": 8, "attn_resolutions": [4]}
 
@@ -25,16 +27,16 @@ def tiny_ddim(device: str, dtype: str) -> DDPM:
 
 @cache
 def tiny_sd(device: str, dtype: str) -> StableDiffusion:
-    return arguments("sample", ["model=tiny-sd"])["model"](device=device, dtype=dtype)
-
-
-OF_TESTS = {"ddim": tiny_ddim, "sd": tiny_sd}
+    return settings("sample", ["model=tiny-sd"]).model.make(device=device, dtype=dtype)
 
 
 @pytest.fixture(autouse=True)
 def _two_rows(monkeypatch):
     """Batches are not padded to 16 rows: no bits are compared here."""
     monkeypatch.setattr(batching, "ROWS", 2)
+
+
+OF_TESTS = {"ddim": tiny_ddim, "sd": tiny_sd}
 
 
 @pytest.mark.parametrize("family", ["edm", "ddim", "sd"])
@@ -44,15 +46,10 @@ def test_a_sampler_runs_on_every_model(name, family):
     if family == "sd":
         grid = "karras" if name == "edm_churn" else "leading"
         words += ["model=tiny-sd", f"grid={grid}", "grid.sigma_max=9" * (grid == "karras")]
-    given = arguments("sample", [word for word in words if word], described=True)
-    cost = evaluations(given["sampler"], given["grid"](2, linear_vp()))
-    job = Job.build(
-        model=OF_TESTS.get(family, given["model"]),
-        sampler=given["sampler"],
-        grid=given["grid"],
-        device="cpu",
-        config=given["config"] | {"nfe": cost},
-    )
+    asked = settings("sample", [word for word in words if word])
+    cost = evaluations(asked.sampler.make, asked.grid.make(2, linear_vp()))
+    model = Choice(family, asked.model.config, OF_TESTS.get(family, asked.model.make))
+    job = Job.of(replace(asked, nfe=cost, model=model), "cpu")
     made = job.sample([0, 1], lambda: None)
     assert made.nfe == cost
     assert made.states.shape == (2, *job.model.shape)

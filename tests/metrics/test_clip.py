@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp import checkpoints, run
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Choice
 from bdia_exp.metrics.clip import Clip, prompts_of
 from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.score import Score
-from bdia_exp.store import Folder, ImageSet
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import Folder, ImageSet
+from bdia_exp.verbs import verb
 
 IMAGES = torch.randint(
     0, 256, (70, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -169,8 +172,8 @@ def made(root: Path, rows: list[tuple]) -> Path:
 def evaluate(images: Path, *more: str) -> dict:
     words = [f"images={images}", "metrics=[fid,clip]", "resize=32", "batch=32", "device=cpu"]
     words += [f"out={images}/score.json", *more]
-    given = arguments("evaluate", words, described=True)
-    return run.evaluate(**given | {"features": Grey})
+    asked = settings("evaluate", words)
+    return verb("evaluate").function(replace(asked, features=Choice("grey", {}, Grey)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -234,7 +237,7 @@ def test_a_model_without_prompts_is_refused(folder, tmp_path):
     words = ["metrics=[fid,clip]", f"clip={folder}", "score=true", "images=70", "nfe=1"]
     words += ["device=cpu", f"out={tmp_path / 'x'}"]
     with pytest.raises(UserError, match="choose a model of text to image"):
-        run.sample(**arguments("sample", words, described=True))
+        call("sample", words)
     assert not (tmp_path / "x").exists()
     score = Score(bundled(), None, ["clip"], clip=str(folder))
     with pytest.raises(UserError, match="these have none"):

@@ -13,7 +13,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
     interpolate_bilinear_2d_like_tensorflow1x as resize_like_tensorflow,
 )
 
-from bdia_exp import batching, fetch
+from bdia_exp import batching
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.features import Features
@@ -21,6 +21,7 @@ from bdia_exp.metrics.inception import InceptionFeatures, load_weights
 from bdia_exp.metrics.inception_network import Network
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
+from bdia_exp.sources import fetch
 
 SEEDED = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=SEEDED)

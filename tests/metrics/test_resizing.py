@@ -2,6 +2,7 @@
 
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp import checkpoints, run
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Choice
 from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.score import Score
-from bdia_exp.store import ImageSet
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import ImageSet
+from bdia_exp.verbs import verb
 
 RNG = np.random.default_rng(0)
 
@@ -110,8 +113,8 @@ def test_reference_and_evaluate_of_a_set_of_mixed_sizes(photos, tmp_path, monkey
     """Through the verbs, from a published zip: the score is that of images resized by hand."""
     monkeypatch.setattr(checkpoints, "locate", lambda n: photos if n == "fetch:v.zip" else Path(n))
     words = ["images=fetch:v.zip", "resize=32", "batch=16", "device=cpu"]
-    given = arguments("reference", [*words, f"out={tmp_path / 'r.npz'}"])
-    run.reference(**given | {"features": Grey})
+    asked = settings("reference", [*words, f"out={tmp_path / 'r.npz'}"])
+    verb("reference").function(replace(asked, features=Choice("grey", {}, Grey)))
     assert "images resized to 32 pixels" in capsys.readouterr().out
     stored = Statistics.load(tmp_path / "r.npz")
     assert stored.meta["resize"] == 32
@@ -123,8 +126,9 @@ def test_reference_and_evaluate_of_a_set_of_mixed_sizes(photos, tmp_path, monkey
 
     def evaluate(reference: str, *more: str) -> dict:
         more = (f"reference={reference}", f"out={tmp_path / 's.json'}", *more)
-        given = arguments("evaluate", [*words, *more], described=True)
-        return run.evaluate(**given | {"features": Grey})["score"]
+        asked = settings("evaluate", [*words, *more])
+        given = replace(asked, features=Choice("grey", {}, Grey))
+        return verb("evaluate").function(given)["score"]
 
     for reference in (tmp_path / "r.npz", "fetch:v.zip"):
         found = evaluate(str(reference))

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bdia_exp.core import Estimate
+from bdia_exp.samplers.core import Estimate
 
 EVALUATION = 2 * 3 * 5 * 9 * 8 * 8
 """Operations of the convolution, for one image."""

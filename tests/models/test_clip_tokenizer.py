@@ -6,10 +6,10 @@ import zipfile
 
 import pytest
 
-from bdia_exp import fetch, prompts
 from bdia_exp.errors import UserError
 from bdia_exp.models import clip_tokenizer
 from bdia_exp.models.clip_tokenizer import END, WHEEL, tokenizer
+from bdia_exp.sources import fetch, prompts
 
 
 @pytest.fixture(scope="module", autouse=True)

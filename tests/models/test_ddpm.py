@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bdia_exp.core import CLEAN, Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.grids import karras, quad, uniform
 from bdia_exp.models import at_vp_level, parameter_count
-from bdia_exp.models.pndm import DDPM, DDPMUNet
-from bdia_exp.schedules import DiscreteVP
-from bdia_exp.schedules import edm as edm_level
+from bdia_exp.models.ddpm import DDPM, DDPMUNet
+from bdia_exp.samplers.core import CLEAN, Estimate, Level
+from bdia_exp.samplers.grids import karras, quad, uniform
+from bdia_exp.samplers.loops import heun, multistep
+from bdia_exp.samplers.schedules import DiscreteVP
+from bdia_exp.samplers.schedules import edm as edm_level
 from bdia_exp.seeds import Generators
-from bdia_exp.solvers import heun, multistep
 from tests.laws import end
 from tests.models.test_edm_network import GOLDEN
 from tests.models.tiny_ddpm import SCHEDULE, TINY, network, published

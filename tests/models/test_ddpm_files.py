@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bdia_exp import cli
-from bdia_exp.checkpoints import read
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.models import edm, parameter_count
-from bdia_exp.models.pndm import DDPM, DDPMUNet, by_our_names, load
-from bdia_exp.schedules import edm as edm_level
+from bdia_exp.models.ddpm import DDPM, DDPMUNet, by_our_names, load
+from bdia_exp.samplers.schedules import edm as edm_level
+from bdia_exp.sources.checkpoints import read
 from tests.models.tiny_ddpm import SCHEDULE, TINY, network, published
 
 
@@ -42,12 +42,12 @@ def test_the_configuration_loads_it(tmp_path, name):
         shapes = DDPMUNet(**network_).state_dict()
     torch.save({k: torch.zeros(v.shape) for k, v in shapes.items()}, tmp_path / "net.ckpt")
     words = [f"model={name}", f"model.checkpoint={tmp_path}/net.ckpt", "model.network.ch=32"]
-    built = cli.arguments("sample", words)
-    model = built["model"](device="cpu", dtype="auto")
+    built = settings("sample", words)
+    model = built.model.make(device="cpu", dtype="auto")
     size = network_["image_size"]
     assert model.shape == (3, size, size)
-    assert built["reference"] == f"fetch:fid_{name.removeprefix('ddim_')}_train.npz"
-    assert built["features"].keywords["resize"] == "pytorch"
+    assert built.reference == f"fetch:fid_{name.removeprefix('ddim_')}_train.npz"
+    assert built.features.make.keywords["resize"] == "pytorch"
 
 
 def test_a_model_without_weights_needs_no_file():

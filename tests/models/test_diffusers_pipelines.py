@@ -4,7 +4,7 @@ A pipeline is assembled from the very modules of ours, with random weights. What
 twice: prompts to conditions, guidance, levels, steps, the way to pixels. diffusers keeps its state
 in float32, ours is float64.
 
-`python -m tests.models.test_diffusers_pipelines` prints the table that stands in docs/guide.md.
+`python -m tests.models.test_diffusers_pipelines` prints the table of docs/stable-diffusion.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bdia_exp import grids
-from bdia_exp.cli import arguments
-from bdia_exp.core import Counted, Grid, Sampler
-from bdia_exp.inversion import DDIMInversion
+from bdia_exp.cli.configs import settings
 from bdia_exp.models import Text
 from bdia_exp.models.stable_diffusion import StableDiffusion
-from bdia_exp.rules import ddim, dpmpp
-from bdia_exp.schedules import DiscreteVP
-from bdia_exp.solvers import multistep, pndm
+from bdia_exp.samplers import grids
+from bdia_exp.samplers.core import Counted, Grid, Sampler
+from bdia_exp.samplers.inversion import DDIMInversion
+from bdia_exp.samplers.loops import multistep, pndm
+from bdia_exp.samplers.rules import ddim, dpmpp
+from bdia_exp.samplers.schedules import DiscreteVP
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
 
@@ -38,7 +38,7 @@ CONTROL_SCALE = 0.7
 @cache
 def loaded(control: bool) -> StableDiffusion:
     words = ["condition=tiny-controlnet", "control=none.png"] if control else []
-    return arguments("sample", ["model=tiny-sd", *words])["model"]()
+    return settings("sample", ["model=tiny-sd", *words]).model.make()
 
 
 def tiny(prediction: str = "epsilon", control: bool = False) -> StableDiffusion:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from bdia_exp.core import CLEAN, Estimate, Level
-from bdia_exp.grids import karras
 from bdia_exp.models import parameter_count
 from bdia_exp.models.edm import EDM, EDMPrecond
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
-from bdia_exp.schedules import edm, linear_vp
-from bdia_exp.solvers import heun
+from bdia_exp.samplers.core import CLEAN, Estimate, Level
+from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.loops import heun
+from bdia_exp.samplers.schedules import edm, linear_vp
 from tests.laws import end
 
 GOLDEN = Path(__file__).parents[1] / "golden"

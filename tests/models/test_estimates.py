@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bdia_exp import estimates
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
-from bdia_exp.estimates import cost_of, measure
+from bdia_exp.models import estimates
+from bdia_exp.models.estimates import cost_of, measure
 from tests.models.countable import DECODING, EVALUATION, Latent, OneConvolution
 
 
@@ -140,7 +140,7 @@ def test_a_bug_is_not_hidden():
 
 
 def test_small_networks_pay_for_full_batches_in_memory_not_per_image():
-    model = arguments("sample", ["model=fashion_mini"])["model"]
+    model = settings("sample", ["model=fashion_mini"]).model.make
     one, full, more = (cost_of(model, batch=batch) for batch in (1, 16, 32))
     assert one.flops == full.flops == more.flops
     assert one.working_set == pytest.approx(full.working_set, rel=0.02)
@@ -159,7 +159,7 @@ def test_small_networks_pay_for_full_batches_in_memory_not_per_image():
 )
 def test_operations_of_the_published_networks(model, flops):
     """As torch's counter has them with attention taken apart; the README's GPU hours rest on it."""
-    assert cost_of(arguments("sample", [f"model={model}"])["model"], batch=16).flops == flops
+    assert cost_of(settings("sample", [f"model={model}"]).model.make, batch=16).flops == flops
 
 
 # -- networks of the size of Stable Diffusion's --------------------------------------------------

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdia_exp import checkpoints
 from bdia_exp.models import Text
 from bdia_exp.models.stable_diffusion import load
+from bdia_exp.sources import checkpoints
 from tests.models import single_files
 from tests.models.tiny_sd import (
     CONTROL,

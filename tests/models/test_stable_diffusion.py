@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from bdia_exp import cli
-from bdia_exp.cli import arguments
-from bdia_exp.estimates import measure
+from bdia_exp.cli.configs import settings
 from bdia_exp.models import Text, sd_files
+from bdia_exp.models.estimates import measure
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
-from bdia_exp.schedules import edm
-from bdia_exp.store import ImageSet
+from bdia_exp.samplers.schedules import edm
+from bdia_exp.store.images import ImageSet
 from tests.models.tiny_sd import CONTROL, PROMPT, configured, edit, latents, network, refusal, tiny
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
@@ -297,7 +297,7 @@ def test_a_control_that_is_followed(tmp_path):
     ],
 )
 def test_published_sizes(name, shape, sizes):
-    made = arguments("sample", [f"model={name}"])["model"](device="meta")
+    made = settings("sample", [f"model={name}"]).model.make(device="meta")
     assert made.shape == shape
     counts = {
         title: sum(parameter.numel() for parameter in net.parameters())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from bdia_exp.core import CLEAN, Level
 from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.samplers.core import CLEAN, Level
 
 LEVELS = [Level(1.0, 3.0, 3.0), Level(0.6, 0.8, 5.0), CLEAN]
 RNG = torch.Generator().manual_seed(0)

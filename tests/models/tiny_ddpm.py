@@ -4,8 +4,8 @@ import torch
 from omegaconf import OmegaConf
 
 from bdia_exp import cli
-from bdia_exp.models.pndm import DDPMUNet
-from bdia_exp.schedules import linear_vp
+from bdia_exp.models.ddpm import DDPMUNet
+from bdia_exp.samplers.schedules import linear_vp
 from tests.models.test_edm_network import by_formula
 
 TINY = {

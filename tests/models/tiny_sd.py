@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdia_exp.cli import arguments
+from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.models import Text, sd_files
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
@@ -21,7 +21,7 @@ PROMPT = "a red fox in the snow"
 
 @cache
 def configured(*words: str) -> dict[str, Any]:
-    return dict(arguments("sample", ["model=tiny-sd", *words])["model"].keywords)
+    return dict(settings("sample", ["model=tiny-sd", *words]).model.make.keywords)
 
 
 def network(**changes: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import math
 
 import torch
 
-from bdia_exp.core import Level
 from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.samplers.core import Level
 
 N = 7
 RNG = torch.Generator().manual_seed(3)

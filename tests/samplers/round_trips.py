@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdia_exp.core import Denoiser, Grid
-from bdia_exp.fixedpoint import (
-    Log,
-    Pair,
-    bdia_ddim,
-    rational,
-    undo,
-)
+from bdia_exp.samplers.core import Denoiser, Grid
+from bdia_exp.samplers.fixedpoint import Log, Pair, bdia_ddim, rational, undo
 from tests.laws import MIXTURE
 
 MODEL = MIXTURE.denoiser()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bdia_exp.core import CLEAN, Estimate, Level, transfer
-from bdia_exp.schedules import edm
+from bdia_exp.samplers.core import CLEAN, Estimate, Level, transfer
+from bdia_exp.samplers.schedules import edm
 
 pytestmark = pytest.mark.quick
 

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from bdia_exp.core import Estimate
-from bdia_exp.inversion import BDIAInversion
-from bdia_exp.solvers import bdia, multistep
+from bdia_exp.samplers.core import Estimate
+from bdia_exp.samplers.inversion import BDIAInversion
+from bdia_exp.samplers.loops import bdia, multistep
 from tests.samplers.paper import GAMMAS, NETWORK, SMOOTH, Z_N, N, angle, same, solve
 
 pytestmark = pytest.mark.quick

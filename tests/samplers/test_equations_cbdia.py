@@ -6,9 +6,9 @@ The rules are those of paper.py.
 import pytest
 import torch
 
-from bdia_exp.core import Estimate, Level
-from bdia_exp.coupling import CBDIA, EDICT
-from bdia_exp.solvers import cbdia, coupled, multistep
+from bdia_exp.samplers.core import Estimate, Level
+from bdia_exp.samplers.coupling import CBDIA, EDICT
+from bdia_exp.samplers.loops import cbdia, coupled, multistep
 from tests.samplers.paper import NETWORK, VP, Z_N, N, largest, same, solve
 
 pytestmark = pytest.mark.quick

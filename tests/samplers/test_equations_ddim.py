@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from bdia_exp.core import Level, transfer
-from bdia_exp.coupling import EDICT
-from bdia_exp.inversion import DDIMInversion
 from bdia_exp.models.toy import Gaussian
-from bdia_exp.solvers import coupled, edict, multistep
+from bdia_exp.samplers.core import Level, transfer
+from bdia_exp.samplers.coupling import EDICT
+from bdia_exp.samplers.inversion import DDIMInversion
+from bdia_exp.samplers.loops import coupled, edict, multistep
 from tests.samplers.paper import DATA, NETWORK, RNG, SMOOTH, VP, Z_N, N, angle, largest, same, solve
 
 pytestmark = pytest.mark.quick

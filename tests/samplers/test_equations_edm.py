@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bdia_exp.core import Level
-from bdia_exp.grids import karras
-from bdia_exp.rules import leapfrog
-from bdia_exp.solvers import heun, multistep
+from bdia_exp.samplers.core import Level
+from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.loops import heun, multistep
+from bdia_exp.samplers.rules import leapfrog
 from tests.samplers.paper import GAMMAS, NETWORK, RNG, VE, VP, Z_N, N, Paper, same, solve
 
 pytestmark = pytest.mark.quick

@@ -6,19 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdia_exp.core import Estimate, Grid, Level
-from bdia_exp.fixedpoint import (
-    HALF,
-    Log,
-    bdia_ddim,
-    quantise,
-    rational,
-    undo,
-    value,
-)
-from bdia_exp.grids import quad
-from bdia_exp.schedules import linear_vp
-from bdia_exp.solvers import multistep
+from bdia_exp.samplers.core import Estimate, Grid, Level
+from bdia_exp.samplers.fixedpoint import HALF, Log, bdia_ddim, quantise, rational, undo, value
+from bdia_exp.samplers.grids import quad
+from bdia_exp.samplers.loops import multistep
+from bdia_exp.samplers.schedules import linear_vp
 from tests.laws import GRIDS, MIXTURE, states, ve_power, vp_arc
 from tests.samplers.round_trips import MODEL, both_ways, every_gamma, same, there_and_back
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdia_exp.core import Estimate, Level
 from bdia_exp.errors import UserError
-from bdia_exp.fixedpoint import (
+from bdia_exp.samplers.core import Estimate, Level
+from bdia_exp.samplers.fixedpoint import (
     HALF,
     TERMS,
     WORD,

@@ -11,16 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bdia_exp import batching
-from bdia_exp.core import Denoiser, Estimate, Level
-from bdia_exp.fixedpoint import (
-    Log,
-    bdia_ddim,
-    quantise,
-    rational,
-    undo,
-)
-from bdia_exp.grids import karras
 from bdia_exp.models import edm
+from bdia_exp.samplers.core import Denoiser, Estimate, Level
+from bdia_exp.samplers.fixedpoint import Log, bdia_ddim, quantise, rational, undo
+from bdia_exp.samplers.grids import karras
 from tests.laws import vp_arc
 from tests.samplers.round_trips import both_ways, there_and_back
 
@@ -76,8 +70,8 @@ def test_an_image_comes_back_in_another_process(tmp_path):
     program = """
 import sys, torch
 from safetensors.torch import load_file
-from bdia_exp.fixedpoint import Log, undo
-from bdia_exp.grids import karras
+from bdia_exp.samplers.fixedpoint import Log, undo
+from bdia_exp.samplers.grids import karras
 from bdia_exp.models import edm
 torch.set_num_threads(1)
 kept = load_file(sys.argv[1])

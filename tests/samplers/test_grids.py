@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from bdia_exp.core import CLEAN
 from bdia_exp.errors import UserError
-from bdia_exp.grids import (
+from bdia_exp.samplers.core import CLEAN
+from bdia_exp.samplers.grids import (
     arc,
     deis_quad,
     karras,
@@ -20,7 +20,7 @@ from bdia_exp.grids import (
     trailing,
     uniform,
 )
-from bdia_exp.schedules import linear_vp, scaled_linear_vp
+from bdia_exp.samplers.schedules import linear_vp, scaled_linear_vp
 
 pytestmark = pytest.mark.quick
 

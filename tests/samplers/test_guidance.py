@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bdia_exp.guidance import guided
+from bdia_exp.samplers.guidance import guided
 
 pytestmark = pytest.mark.quick
 

@@ -5,17 +5,17 @@ from functools import partial
 import pytest
 import torch
 
-from bdia_exp.core import Counted, transfer
 from bdia_exp.errors import UserError
-from bdia_exp.inversion import (
+from bdia_exp.samplers.core import Counted, transfer
+from bdia_exp.samplers.inversion import (
     BDIAInversion,
     CoupledInversion,
     DDIMInversion,
     FixedPointInversion,
     of,
 )
-from bdia_exp.rules import deis, dpmpp, leapfrog
-from bdia_exp.solvers import bdia, cbdia, edict, heun, multistep
+from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep
+from bdia_exp.samplers.rules import deis, dpmpp, leapfrog
 from tests.laws import GRIDS, MIXTURE, states, vp_arc
 
 pytestmark = pytest.mark.quick

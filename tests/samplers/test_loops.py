@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from bdia_exp.core import CLEAN, Counted, Estimate, Grid, Level
 from bdia_exp.errors import UserError
-from bdia_exp.grids import karras
-from bdia_exp.rules import deis
-from bdia_exp.solvers import evaluations, grid_for, halfway, heun, multistep, pndm
+from bdia_exp.samplers.core import CLEAN, Counted, Estimate, Grid, Level
+from bdia_exp.samplers.cost import evaluations, grid_for
+from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.loops import halfway, heun, multistep, pndm
+from bdia_exp.samplers.rules import deis
 from tests.laws import (
     GAUSSIAN,
     GRIDS,

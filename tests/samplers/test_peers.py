@@ -36,12 +36,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdia_exp import solvers
-from bdia_exp.core import CLEAN, Denoiser, Estimate, Grid, Level, Sampler, transfer
-from bdia_exp.grids import karras, uniform
-from bdia_exp.rules import ddim, deis, dpmpp, plms
-from bdia_exp.schedules import DiscreteVP, edm
-from bdia_exp.solvers import heun, multistep, pndm
+from bdia_exp.samplers import loops
+from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Grid, Level, Sampler, transfer
+from bdia_exp.samplers.grids import karras, uniform
+from bdia_exp.samplers.loops import heun, multistep, pndm
+from bdia_exp.samplers.rules import ddim, deis, dpmpp, plms
+from bdia_exp.samplers.schedules import DiscreteVP, edm
 from tests.laws import MIXTURE, end, states, vp_arc
 
 EXACT = MIXTURE.denoiser()
@@ -177,7 +177,7 @@ def walk_back(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
 def f_pndm_by_table(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
     """F-PNDM, the levels halfway looked up at the middle times as PNDMScheduler does it."""
     level = schedule(ready(peer("PNDM"), {}))
-    with patch.object(solvers, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
+    with patch.object(loops, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
         yield from f_pndm(model, z, grid)
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from bdia_exp.core import CLEAN, Level
 from bdia_exp.errors import UserError
-from bdia_exp.schedules import DiscreteVP, edm, linear_vp, scaled_linear_vp
+from bdia_exp.samplers.core import CLEAN, Level
+from bdia_exp.samplers.schedules import DiscreteVP, edm, linear_vp, scaled_linear_vp
 
 pytestmark = pytest.mark.quick
 

@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 from omegaconf import OmegaConf
 
-from bdia_exp.checkpoints import load_into, read
 from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
+from bdia_exp.sources.checkpoints import load_into, read
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from bdia_exp import downloads
-from bdia_exp.assets import ASSETS, Asset
+from bdia_exp.sources import downloads
+from bdia_exp.sources.assets import ASSETS, Asset
 from tests.sources.web_server import NAME, Site
 
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bdia_exp import checkpoints
-from bdia_exp.checkpoints import Checkpoint, load_into, locate, read, sha256
 from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
-from tests.sources.pickled import (
+from bdia_exp.sources import checkpoints
+from bdia_exp.sources.checkpoints import Checkpoint, load_into, locate, read, sha256
+from tests.sources.edm_pickles import (
     ADM,
     SONG,
     TINY,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import downloads, fetch
-from bdia_exp.assets import ASSETS
+from bdia_exp.sources import downloads, fetch
+from bdia_exp.sources.assets import ASSETS
 from tests.sources.web_server import DATA, KNOWN, MD5, NAME, SHA256, Handler, left, refusal
 
 # -- a file that comes ---------------------------------------------------------------------------
@@ -68,7 +68,8 @@ def test_proxy(site, folder, publish, monkeypatch):
 def test_two_processes_fetch_it_once(site, folder, publish):
     site.delay = 2
     code = (
-        "import sys; from bdia_exp import fetch; from bdia_exp.assets import ASSETS, Asset\n"
+        "import sys; from bdia_exp.sources import fetch\n"
+        "from bdia_exp.sources.assets import ASSETS, Asset\n"
         "ASSETS['weights.bin'] = Asset('weights.bin', sys.argv[1], 'numbers')\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(fetch.get('weights.bin').stat().st_size)"

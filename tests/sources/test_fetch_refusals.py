@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import downloads, fetch
+from bdia_exp.sources import downloads, fetch
 from tests.sources.web_server import DATA, KNOWN, MD5, NAME, SHA256, left, refusal
 
 # -- a file that is not the right one ------------------------------------------------------------

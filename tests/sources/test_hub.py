@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import checkpoints, hub
 from bdia_exp.errors import UserError
+from bdia_exp.sources import checkpoints, hub
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -335,7 +335,7 @@ def test_without_the_library(site, folder, monkeypatch):
 
 def test_the_librarys_mirror_switch_and_two_processes(site, folder):
     """HF_ENDPOINT is read when the library is imported."""
-    code = f"from bdia_exp import hub; print(hub.get({SPEC!r}))"
+    code = f"from bdia_exp.sources import hub; print(hub.get({SPEC!r}))"
     environment = os.environ | {"HF_ENDPOINT": site.url}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from bdia_exp import checkpoints, edm_pickles, pickles
-from bdia_exp.checkpoints import read
-from tests.sources.pickled import (
+from bdia_exp.sources import checkpoints, edm_pickles, pickles
+from bdia_exp.sources.checkpoints import read
+from tests.sources.edm_pickles import (
     SONG,
     TINY,
     Call,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp import fetch, prompts
 from bdia_exp.errors import UserError
+from bdia_exp.sources import fetch, prompts
 
 # (image, caption): three captions of each of 20 images, interleaved; one with a comma and quotes.
 CAPTIONS = [(image, f'Picture {image}, "view" {view}') for view in "abc" for image in range(7, 27)]

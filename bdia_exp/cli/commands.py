@@ -1,0 +1,147 @@
+"""The verbs as click's commands. What a user can mend is answered with one sentence, exit 1.
+
+Help comes from the configurations alone: a verb's file, and PyTorch, are imported to run it.
+"""
+
+import errno
+import os
+import sys
+from typing import Any
+
+import click
+from omegaconf import OmegaConf
+
+from bdia_exp.cli import configs
+from bdia_exp.cli.configs import CONFIGS, about, help_of, options
+from bdia_exp.errors import UserError
+
+
+class Command(click.Command):
+    """A command whose help is its configuration, and the choices in it."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        assert self.name
+        with formatter.section("Keys and their defaults"):
+            for line in configs.text_of(self.name).splitlines():
+                if line and not line.startswith(("defaults:", "  - ")):
+                    formatter.write(f"  {line}\n")
+        for group in configs.groups_of(self.name):
+            with formatter.section(f"{group}="):
+                rows = [(n, about(CONFIGS / group / f"{n}.yaml")) for n in options(group)]
+                formatter.write_dl(rows)
+
+
+class Group(click.Group):
+    """Turns what a user can mend into one sentence and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            from bdia_exp import dist
+
+            if not dist.first_to_tell():
+                sys.exit(1)
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            from bdia_exp import dist
+
+            if dist.first_to_tell():
+                click.echo("\nstopped; the same command goes on where it was", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise click.ClickException(
+                    "no room left on the disk: free some, run again"
+                ) from None
+            if error.errno in (errno.EACCES, errno.EROFS):
+                raise click.ClickException(f"no permission for {error.filename}") from None
+            raise
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise click.ClickException("out of memory: choose a smaller batch=") from None
+            raise
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bdia-exp")
+def main() -> None:
+    """Run experiments with diffusion samplers: BDIA, its companions and what they improve on.
+
+    Everything after a command is key=value, as in Hydra: `bdia-exp sample sampler=bdia_edm
+    nfe=35 sampler.gamma=0.5`. `bdia-exp COMMAND --help` lists the keys.
+    """
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    command = ctx.command.name or ""
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        return [f"{key}={n}" for n in options(key) if n.startswith(value)]
+    try:
+        keys = configs.keys(command, [])
+    except (UserError, OSError):
+        keys = []
+    found = sorted({*keys, *configs.groups_of(command)})
+    return [f"{key}=" for key in found if key.startswith(incomplete)]
+
+
+def _launch(processes: str, words: list[str]) -> int:
+    import torch
+
+    from bdia_exp import dist
+
+    if dist.in_torchrun():
+        raise UserError("-p starts processes itself: leave it out under torchrun")
+    count = torch.cuda.device_count() if processes == "gpu" else processes
+    if count == 0:
+        raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
+    if not str(count).isdigit() or int(count) < 1:
+        raise UserError(f"-p {processes}: give a number of processes, or gpu")
+    return dist.launch(int(count), words)
+
+
+def _add(name: str) -> None:
+    short, *rest = help_of(CONFIGS / f"{name}.yaml")
+    text = "\n".join(rest).strip().replace("Example: ", "\b\nExample:\n  ")
+
+    @main.command(name, cls=Command, help=text, short_help=short)
+    @click.option("-m", "--multirun", is_flag=True, help="Run every combination of a=1,2 b=x,y.")
+    @click.option(
+        "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
+    )
+    @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or in one a GPU.")
+    @click.argument("overrides", nargs=-1, shell_complete=_complete)
+    def command(
+        multirun: bool, cfg: str | None, processes: str | None, overrides: tuple[str, ...]
+    ) -> None:
+        if processes:
+            _require_parallel(name)
+        if processes and not cfg:
+            flags = ["-m"] if multirun else []
+            sys.exit(_launch(processes, [name, *flags, *overrides]))
+        for one in configs.expand(name, overrides, multirun):
+            if cfg:
+                click.echo(OmegaConf.to_yaml(configs.composed(name, one)[0]))
+                continue
+            if multirun and os.environ.get("RANK", "0") == "0":
+                click.echo(f"# {' '.join(one)}")
+            configs.call(name, one)
+        from bdia_exp import dist
+
+        dist.stop()
+
+
+def _require_parallel(name: str) -> None:
+    from bdia_exp import verbs
+
+    if not verbs.verb(name).parallel:
+        several = [one for one in configs.commands() if verbs.verb(one).parallel]
+        raise UserError(f"-p is for {', '.join(several)}, not for {name}")
+
+
+for _name in configs.commands():
+    _add(_name)

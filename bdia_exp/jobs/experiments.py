@@ -1,0 +1,151 @@
+"""Experiments: the runs that an experiment's tables are made of, where they stand, what they cost.
+
+A table is rows of overrides times columns of overrides, a cell is one number of it. A cell is
+measured by one run of `sample`, or by several that differ in their seeds: EDM's protocol takes
+three ranges of 50,000 and reports the least FID.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.identity import identity_of, plainly, same_score
+from bdia_exp.jobs.settings import Sampling
+from bdia_exp.overrides import key_of
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+
+SETTLED = {"images", "seeds", "out", "score"}
+"""The keys of `sample` that `reproduce` gives itself."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table."""
+
+    table: str
+    row: str
+    column: str
+    overrides: tuple[str, ...]
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.table}: {self.row} at {self.column}"
+
+    def folder(self, start: int) -> Path:
+        """Where the run of the seeds from `start` on keeps its record."""
+        return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
+
+    def records(self) -> list[Record]:
+        """The complete records of this cell, in the order of their seeds."""
+        folders = {0: self.root}
+        for folder in self.root.parent.glob(f"{self.root.name}-from*"):
+            if (start := folder.name.rpartition("-from")[2]).isdigit():
+                folders[int(start)] = folder
+        found = (records.load(folders[start] / "record.json") for start in sorted(folders))
+        return [record for record in found if record and _scored(record)]
+
+
+def _scored(record: Record) -> bool:
+    """Whether this is the record of a complete run with its score."""
+    return bool(record.get("complete")) and {"score", "identity"} <= record.keys()
+
+
+def cells_of(experiment: Record, root: Path) -> list[Cell]:
+    """Every cell of every table, row by row."""
+    cells = []
+    for table in experiment["tables"]:
+        common = [*experiment.get("common", []), *table.get("common", [])]
+        for row, how in table["rows"].items():
+            for column, where in table["columns"].items():
+                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
+                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
+                overrides = (*common, *how, *where)
+                cells.append(
+                    Cell(table["name"], row, str(column), overrides, root / "cells" / slug)
+                )
+    return cells
+
+
+def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[Cell]:
+    """The cells whose name contains one of the words, which commas part.
+
+    Raises UserError for a word that is in no name.
+    """
+    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
+    for part in parts:
+        if not any(part in cell.name for cell in cells):
+            raise UserError(
+                f"cells={part}: no cell of {experiment} has a name like that; one is called "
+                f"{cells[0].name!r}"
+            )
+    return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `sample` that a cell needs."""
+
+    cell: Cell
+    asked: Sampling
+    images: int
+
+    @property
+    def root(self) -> Path:
+        assert self.asked.out
+        return Path(self.asked.out)
+
+    @cached_property
+    def done(self) -> bool:
+        """Whether its record is there and is of this very run."""
+        record = records.load(self.root / "record.json") or {}
+        if not _scored(record):
+            return False
+        then = plainly(record["identity"])  # where a file is not on this machine it is believed
+        now = identity_of(self.asked, then, seeds=self.asked.seeds_text)
+        return bool(then == now) and same_score(record["config"], self.asked)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of single images."""
+        return self.images * self.asked.nfe
+
+
+def runs_of(
+    cells: Iterable[Cell],
+    *,
+    images: int,
+    stride: int,
+    repeats: int,
+    settings: Sequence[str],
+    compose: Callable[[list[str]], Sampling],
+    defaults: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> list[Run]:
+    """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
+
+    `compose` turns overrides into what `sample` is asked for; `overrides` are the user's,
+    for every cell, and replace what they name of `defaults`, the experiment's `settings`. Images
+    are kept until a run is complete, so that a killed one goes on.
+    Raises UserError if they touch what a cell, or the experiment, is made of.
+    """
+    runs = []
+    for cell in cells:
+        settled = {key_of(word) for word in (*cell.overrides, *settings)} | SETTLED
+        if both := settled & {key_of(word) for word in overrides}:
+            raise UserError(
+                f"overrides: {' and '.join(sorted(both))} of {cell.name} cannot be changed; "
+                "use limit=, cells=, out=, or an experiment of your own in configs/experiment"
+            )
+        given = {key_of(word) for word in (*overrides, *cell.overrides)}
+        first = [word for word in defaults if key_of(word) not in given]
+        fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
+        asked = compose([*first, *cell.overrides, *fixed])
+        for start in range(0, repeats * stride, stride):
+            seeds, out = f"{start}-{start + images - 1}", str(cell.folder(start))
+            runs.append(Run(cell, replace(asked, seeds=seeds, out=out), images))
+    return runs

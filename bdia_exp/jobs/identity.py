@@ -1,0 +1,192 @@
+"""Identities: what decides an image, and what decides a score, named without import paths.
+
+In an identity a chosen function stands as `{"call": "heun", "gamma": 0.5}`: its name, and the
+arguments that differ from its defaults. So a renamed module, or a new key with a default, does not
+change an identity. A model stands there by its class, a file by its sha256.
+"""
+
+import importlib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from bdia_exp.jobs.asked import as_key, hints_of, sources_of
+from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Sampling, Scoring, Solving
+from bdia_exp.sources import checkpoints
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
+
+DEFAULTS = {
+    as_key(field.name): field.default
+    for asked in (Drawing, Editing)
+    for field in fields(asked)
+    if field.default is not MISSING
+}
+"""Keys of identities that are left out where they have these values."""
+
+ROOMS = {
+    "loops": "bdia_exp.samplers.loops",
+    "solvers": "bdia_exp.samplers.loops",
+    "rules": "bdia_exp.samplers.rules",
+    "grids": "bdia_exp.samplers.grids",
+    "edm": "bdia_exp.models.edm",
+    "ddpm": "bdia_exp.models.ddpm",
+    "pndm": "bdia_exp.models.ddpm",
+    "stable_diffusion": "bdia_exp.models.stable_diffusion",
+    "features": "bdia_exp.metrics.features",
+    "inception": "bdia_exp.metrics.inception",
+}
+"""From a module's name, in records of any age, to where its functions are now."""
+FILES = {"checkpoint"}
+"""The arguments of a chosen function that name a file. Its sha256 stands beside."""
+
+
+def plainly(config: Any) -> Any:
+    """A configuration, or an identity of any age, in the form that identities are compared in.
+
+    Every `_target_` becomes a `call`, arguments with the value of the function's default go, and so
+    do keys without a value and names of files. What is in this form already stays as it is.
+    """
+    found = _plain(json.loads(json.dumps(config, default=str)))
+    if not isinstance(found, dict):
+        return found
+    return {
+        key: value
+        for key, value in found.items()
+        if DEFAULTS.get(key) != value and f"{key}_sha256" not in found
+    }
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: _plain(value) for key, value in node.items() if value is not None}
+    target = found.pop("_target_", None)
+    if target is None:
+        return found
+    found.pop("_partial_", None)
+    function = _function(target)
+    defaults = _defaults(function) if function else {}
+    name = _name(function) if function else target.rpartition(".")[2]
+    return {"call": name} | {
+        key: value
+        for key, value in _without_files(found).items()
+        if key not in defaults or defaults[key] != value
+    }
+
+
+def _without_files(arguments: Record) -> Record:
+    return {
+        key: _without_files(value) if isinstance(value, dict) else value
+        for key, value in arguments.items()
+        if key not in FILES
+    }
+
+
+def _function(target: str) -> Callable | None:
+    """The function of an import path of today or of an earlier release."""
+    path, _, name = target.rpartition(".")
+    room = ROOMS.get(path.rpartition(".")[2])
+    return getattr(importlib.import_module(room), name, None) if room else None
+
+
+def _name(function: Callable) -> str:
+    """A function's own name; of a model's `load` that of the class it returns."""
+    if function.__name__ != "load":
+        return function.__name__
+    return typing.get_type_hints(function)["return"].__name__
+
+
+def _defaults(function: Callable) -> Record:
+    """What a function's arguments are where they are not given, in the form of identities."""
+    return {
+        name: {"call": given.default.__name__} if callable(given.default) else given.default
+        for name, given in inspect.signature(function).parameters.items()
+        if given.default is not inspect.Parameter.empty
+    }
+
+
+def same_score(old: Record, asked: Scoring) -> bool:
+    """Whether a record's configuration scores images as it is asked now."""
+    keys = [as_key(field.name) for field in fields(Scoring)]
+    now = asked.plain()
+    return bool(plainly({k: old.get(k) for k in keys}) == plainly({k: now[k] for k in keys}))
+
+
+def files_of(asked: Solving) -> dict[str, str]:
+    """The files that decide an image: what an identity calls their sha256 → their name."""
+    found = {"checkpoint": asked.model.config["checkpoint"]}
+    if network := (asked.model.config.get("control") or {}).get("checkpoint"):
+        found["control_network"] = network
+    given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}
+    used = {key: name for key, name in given.items() if key not in asked.unused}
+    return found | {f"{key}_sha256": name for key, name in used.items()}
+
+
+def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: Any) -> Record:
+    """What decides the images of a run, in the form that a record keeps; `more` is added.
+
+    The files among it stand there with their sha256; of those that are not on this machine it is
+    the one that is `known`, and new weights from a seed (random:0) stand there by that name.
+    """
+    kind = Drawing if isinstance(asked, Drawing) else Solving
+    plain = asked.plain()
+    chosen = {
+        key: plain[key]
+        for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
+    }
+    hashes = {what: _sha256(name) or known.get(what) for what, name in files_of(asked).items()}
+    for what, name in files_of(asked).items():
+        if hashes[what] is None and name.startswith("random:"):
+            hashes[what] = name
+    return plainly(chosen | hashes | more)
+
+
+def _sha256(name: str) -> str | None:
+    """Of a file by its name in a configuration, if it is on this machine."""
+    path = checkpoints.present(name)
+    return checkpoints.sha256(path) if path else None
+
+
+def _fetch(names: list[str], asked: Solving) -> None:
+    """Brings published files to this machine; the network is built first, without weights.
+
+    So a network that cannot be built is refused before its weights are fetched.
+    """
+    published = [name for name in names if name.startswith(("fetch:", "hub:"))]
+    absent = [name for name in published if checkpoints.present(name) is None]
+    if absent:
+        asked.model.make(device="meta", dtype=asked.dtype)
+    for name in absent:
+        checkpoints.locate(name)
+
+
+def claim(
+    asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
+) -> RunFolder:
+    """The folder of a run, before anything is loaded; its `record` holds the identity alone.
+
+    `identify` makes the identity from the one that the folder's record has. Files that are to be
+    fetched are fetched first, unless the folder knows them. Raises UserError if the folder holds
+    another experiment, or if a file cannot be fetched.
+    """
+    folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
+    then = plainly(folder.before.get("identity", {})) if folder else {}
+    _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
+    identity = identify(then)
+    if folder is None:
+        name = f"{prefix}{asked.sampler.name}-nfe{asked.nfe}-{records.digest(identity)}"
+        folder = RunFolder(Path("runs") / asked.model.name / name)
+        then = plainly(folder.before.get("identity", {}))
+        identity = identify(then)
+    if folder.before:
+        records.require_same(folder.root, then, identity)
+    folder.record = {"identity": identity}
+    return folder

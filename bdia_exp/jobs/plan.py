@@ -1,0 +1,164 @@
+"""The plan of an experiment: what its runs cost, and what they lack on this machine."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import sources_of
+from bdia_exp.jobs.experiments import Run
+from bdia_exp.jobs.identity import files_of
+from bdia_exp.metrics import inception
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.models.estimates import Cost, cost_of, in_bytes
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.images import is_image_set
+from bdia_exp.store.records import Record
+
+
+class Costs:
+    """What the runs take, by estimates that are made once for each model and its batches.
+
+    None where the configuration does not say what the network is and its checkpoint is not there
+    either.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Cost | None] = {}
+
+    def of(self, run: Run) -> Cost | None:
+        """What this run's model takes."""
+        asked = run.asked
+        how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+        key = f"{asked.model.config} {how}"
+        if key not in self._known:
+            self._known[key] = cost_of(asked.model.make, **how)
+        return self._known[key]
+
+    def flops(self, runs: Iterable[Run]) -> tuple[float, float] | None:
+        """Operations of these runs' sampling, and of their decoding."""
+        sampling = decoding = 0.0
+        for run in runs:
+            cost = self.of(run)
+            if cost is None:
+                return None
+            sampling += run.evaluations * cost.flops
+            decoding += run.images * cost.decoding.flops
+        return sampling, decoding
+
+
+def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops: float) -> str:
+    """The plan as text: every cell, where it stands, and what its runs in `todo` take."""
+
+    def hours(runs: list[Run]) -> str:
+        flops = sum(costs.flops(runs) or ())
+        return f", {_hours(flops, tflops)} GPU hours" if flops else ""
+
+    left = [plan[i] for i in sorted(todo)]
+    by_cell: dict[str, list[int]] = {}
+    for i, run in enumerate(plan):
+        by_cell.setdefault(run.cell.name, []).append(i)
+    ranges = len(plan) // len(by_cell)
+    each = f"{plan[0].images:,} images" if ranges == 1 else f"{ranges} × {plan[0].images:,} images"
+    lines = [
+        f"{title}: {len(by_cell)} cells of {each}; {len(plan) - len(left)} of {len(plan)} runs are "
+        f"there, {len(left)} to run: {sum(run.evaluations for run in left):,} network evaluations"
+        f"{hours(left)}"
+    ]
+    width = max(map(len, by_cell))
+    for name, indices in by_cell.items():
+        runs = [plan[i] for i in indices if i in todo]
+        state = f"to run {len(runs)}/{len(indices)}" if runs else "there"
+        cost = f"{sum(r.evaluations for r in runs):13,} evaluations{hours(runs)}" if runs else ""
+        lines.append(f"  {state:12} {name:{width}} {cost}".rstrip())
+    if flops := costs.flops(left):
+        lines += _speed(*flops, tflops)
+    return "\n".join(lines + _memory(left, costs) + _disk(left, costs))
+
+
+def _hours(flops: float, tflops: float) -> str:
+    number = flops / tflops / 1e12 / 3600
+    return f"{number:,.1f}" if number >= 0.1 else "under 0.1"
+
+
+def _speed(sampling: float, decoding: float, tflops: float) -> list[str]:
+    """What the GPU hours are made of."""
+    if not sampling:
+        return []
+    of = "sampling alone"
+    if decoding:
+        of = f"sampling {_hours(sampling, tflops)}, decoding {_hours(decoding, tflops)}"
+    return [f"  GPU hours: {of}, at {tflops:g} TFLOP/s sustained (tflops=)"]
+
+
+def _memory(runs: list[Run], costs: Costs) -> list[str]:
+    """A line for each model: what its weights and its largest batch hold."""
+    largest: dict[str, tuple[int, str]] = {}
+    for run in runs:
+        if cost := costs.of(run):
+            name, total = run.asked.model.name, cost.working_set + cost.weights_size
+            line = f"  memory of {name}: {cost.memory(run.asked.batch)}"
+            largest[name] = max(largest.get(name, (0, "")), (total, line))
+    return [line for _, line in largest.values()]
+
+
+def _disk(runs: list[Run], costs: Costs) -> list[str]:
+    """The images that are kept, as if none could be compressed: all runs', or only till its end."""
+    kept: dict[str, list[int]] = {}
+    for run in runs:
+        if cost := costs.of(run):
+            kept.setdefault(run.asked.save, []).append(run.images * cost.image_size)
+    kept.pop("none", None)
+    lines = []
+    for save, sizes in kept.items():
+        total, of = (max(sizes), "one run") if save == "scratch" else (sum(sizes), "all runs")
+        lines.append(f"  disk: at most {in_bytes(total)}, the images of {of} (save={save})")
+    return lines
+
+
+class Needs:
+    """What runs need that may not be on this machine; every question is asked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+
+    def lacking(self, run: Run) -> list[str]:
+        """Why this run cannot start, after fetching what may be fetched; empty if it can."""
+        asked = run.asked
+        questions: dict[str, Callable[[], object]] = {
+            str(asked.model.config): partial(asked.model.make, device="cpu", dtype="auto"),
+            str(asked.reference): partial(_readable, asked.reference),
+            str(asked.features.config): partial(asked.features.make, device="cpu"),
+        }
+        for key, source in sources_of(asked).items():
+            if key != "reference":
+                questions[f"{key}={source}"] = partial(checkpoints.locate, source)
+        for question, ask in questions.items():
+            if question not in self._known:
+                self._known[question] = _reason(ask)
+        return [why for question in questions if (why := self._known[question])]
+
+
+def _reason(ask: Callable[[], object]) -> str | None:
+    try:
+        ask()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _readable(reference: str | None) -> None:
+    """Raises UserError unless reference statistics, or images, are there."""
+    if reference is None:
+        raise UserError("give reference= in overrides=: this model brings none")
+    path = checkpoints.locate(reference)
+    if not is_image_set(path):
+        Statistics.load(path)
+
+
+def absent(run: Run) -> list[str]:
+    """The files that this run reads and that are not on this machine."""
+    names = [*files_of(run.asked).values(), *sources_of(run.asked).values()]
+    if "inception" in run.asked.features.config["_target_"] and not inception.weights_are_here():
+        names.append(f"fetch:{inception.TORCH_FIDELITY}")
+    files = dict.fromkeys(name for name in names if not name.startswith("random:"))
+    return [name for name in files if checkpoints.present(name) is None]

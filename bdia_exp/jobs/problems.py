@@ -1,0 +1,142 @@
+"""What is solved: an exact density, or a model."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Compose
+from bdia_exp.jobs.settings import Sampling
+from bdia_exp.models import Model
+from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.overrides import entries
+from bdia_exp.samplers.core import CLEAN, Denoiser, Level
+from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.loops import heun
+from bdia_exp.samplers.schedules import Schedule, linear_vp
+from bdia_exp.seeds import Generators
+from bdia_exp.store.records import Record
+
+DENSITIES = {  # of states [B, 1, 2, 3]
+    "gaussian": Gaussian(torch.linspace(-1, 1, 6).reshape(1, 2, 3), 0.7),
+    "mixture": GaussianMixture(
+        torch.linspace(-1.5, 1.5, 18).sin().reshape(3, 1, 2, 3) * 2,
+        [0.3, 0.5, 0.8],
+        [0.5, 0.3, 0.2],
+    ),
+}
+ABOUT = {
+    "gaussian": "one Gaussian in 6 dimensions",
+    "mixture": "a mixture of three Gaussians in 6 dimensions",
+}
+IMAGE_STEPS = 10
+"""Of EDM's sampler, for the images of a model."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A density or a model with `count` states, always the same: those of the seeds from 0 on."""
+
+    name: str
+    about: str
+    count: int
+    identity: Record
+    schedule: Schedule
+    denoiser: Denoiser
+    density: GaussianMixture | None = None
+    model: Model | None = None
+
+    def noise(self, level: Level) -> Tensor:
+        """States to start from at a level, float64 [count, …]."""
+        if self.density:
+            return self._draw(level)
+        assert self.model
+        return self.model.start(Generators(range(self.count)), level)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Clean states, float64 [count, …]; of a model its own images, rounded to pixels."""
+        if not self.model:
+            return self._draw(CLEAN)
+        grid = karras(IMAGE_STEPS)
+        z = last(heun(self.denoiser, self.noise(grid[0]), grid))
+        return self.model.encode(self.model.decode(z))
+
+    def _draw(self, level: Level) -> Tensor:
+        assert self.density
+        generator = torch.Generator().manual_seed(0)
+        return self.density.sample(self.count, level, generator=generator)
+
+
+def problems_of(given: Sequence | str, count: int, device: str, compose: Compose) -> list[Problem]:
+    """The problems with these names.
+
+    A name is one of DENSITIES or a model's, which may have overrides: "edm model.checkpoint=PATH".
+    Raises UserError for a name that is neither.
+    """
+    found: list[Problem] = []
+    for label, overrides in entries("problems", given, "model").items():
+        name = overrides[0].partition("=")[2]
+        if name in DENSITIES:
+            found.append(_density(name, count))
+            continue
+        try:
+            asked = compose(overrides)
+        except UserError as error:
+            known = f"neither one of {', '.join(DENSITIES)} nor a model that can be chosen"
+            raise UserError(f"problems={label} is {known}: {error}") from None
+        found.append(_model(label, asked, count, device))
+    return found
+
+
+def _density(name: str, count: int) -> Problem:
+    density = DENSITIES[name]
+    shape = {key: getattr(density, key).tolist() for key in ("means", "stds", "weights")}
+    return Problem(
+        name,
+        f"{ABOUT[name]}, its exact denoiser in float64",
+        count,
+        {"problem": name, "density": shape, "count": count},
+        linear_vp(),
+        density.denoiser(),
+        density=density,
+    )
+
+
+def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
+    model: Model = asked.model.make(device=device, dtype=asked.dtype)
+    rng = Generators(range(count))
+    rng.randn(model.shape)  # a seed gives its noise, then its label
+    labels = rng.randint(model.num_classes) if model.num_classes else None
+    return Problem(
+        label,
+        f"the model {label}, dtype={asked.dtype} of the network, labels of the seeds",
+        count,
+        {
+            "problem": label,
+            "model": asked.model.config,
+            "dtype": asked.dtype,
+            "checkpoint_sha256": model.provenance["sha256"],
+            "count": count,
+        },
+        model.schedule,
+        model.denoiser(labels),
+        model=model,
+    )
+
+
+def rms(x: Tensor) -> float:
+    """The root of the mean square of all elements, in float64."""
+    return float(x.double().square().mean().sqrt())
+
+
+def last(states: Iterable[Any]) -> Any:
+    """The last of at least one; the others are not kept. Without gradients."""
+    with torch.inference_mode():
+        for state in states:
+            found = state
+    return found

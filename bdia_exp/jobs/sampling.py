@@ -1,0 +1,236 @@
+"""From seeds to images: a job, and the stream of batches that a rank makes of it."""
+
+import hashlib
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bdia_exp import dist
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.settings import Drawing, Solving
+from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
+from bdia_exp.samplers.core import Counted, Grid, Sampler
+from bdia_exp.samplers.cost import grid_for
+from bdia_exp.seeds import Generators
+from bdia_exp.sources import prompts
+from bdia_exp.sources.prompts import Prompts
+from bdia_exp.store.images import Folder, ImageSet, Latents
+from bdia_exp.store.records import Record
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a text-to-image run is asked for, and how strongly."""
+
+    prompts: Prompts
+    guidance: float
+    control: Tensor | None = None  # uint8 [1, 3, H, W]
+
+    @classmethod
+    def of(cls, model: Model, asked: Drawing) -> "Texts | None":
+        """What a model is asked for; None if it takes no text.
+
+        Raises UserError if the two do not go together.
+        """
+        text, source = asked.prompt, asked.prompts
+        given = {"prompt": text, "prompts": source, "control": asked.control}
+        if not model.takes_text:
+            for key, value in given.items():
+                if value is not None:
+                    raise UserError(f"{key}=: this model takes no text; leave {key}= out")
+            return None
+        if text is not None:
+            chosen = prompts.of_text(text)
+        elif source is not None:
+            chosen = prompts.read(source, asked.prompts_seed)
+        else:
+            raise UserError(
+                'give prompt="what the images show", or prompts=FILE with a caption for each'
+            )
+        if (asked.control is None) != ("ControlNet" not in model.networks):
+            raise UserError(
+                "a ControlNet and its image go together: give control= with condition=controlnet"
+            )
+        require_guidance(asked.guidance)
+        return cls(chosen, asked.guidance, control_image(model, asked.control))
+
+    def __call__(self, seeds: Sequence[int]) -> Text:
+        """The condition of the images of these seeds."""
+        return Text([self.prompts(seed) for seed in seeds], self.guidance, self.control)
+
+    @property
+    def provenance(self) -> Record:
+        """What goes into a record."""
+        control = None
+        if self.control is not None:
+            control = hashlib.sha256(self.control.numpy().tobytes()).hexdigest()
+        rows = 1 if self.guidance == 1 else 2
+        return {
+            "prompts": dict(self.prompts.provenance),
+            "guidance": self.guidance,
+            "control_pixels": control,
+            "rows_per_evaluation": rows,
+        }
+
+
+def control_image(model: Model, source: str | None) -> Tensor | None:
+    """What a ControlNet is shown, uint8 [1, 3, H, W], cut and resized to the model's images."""
+    if source is None:
+        return None
+    return ImageSet(source, fit=model.image_shape).read([0])
+
+
+def levels_of(asked: Solving, model: Model) -> Grid:
+    """The grid on which the sampler spends the NFE. Raises UserError if there is none."""
+    make = asked.grid.make
+    return grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides an image but its seed."""
+
+    model: Model
+    sampler: Sampler
+    grid: Grid
+    label: int | None
+    texts: Texts | None
+    noise_device: str
+
+    @classmethod
+    def of(cls, asked: Drawing, device: str) -> "Job":
+        """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
+        model = asked.model.make(device=device, dtype=asked.dtype)
+        if asked.class_ is not None:
+            require_class(model, "class", asked.class_)
+        return cls(
+            model,
+            asked.sampler.make,
+            levels_of(asked, model),
+            asked.class_,
+            Texts.of(model, asked),
+            asked.noise_device,
+        )
+
+    def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The noise and the labels of these seeds, drawn in EDM's order."""
+        return self._draw(Generators(seeds, self.noise_device))
+
+    def _draw(self, rng: Generators) -> tuple[Tensor, Tensor | None]:
+        z = self.model.start(rng, self.grid[0])
+        if not self.model.num_classes:
+            return z, None
+        labels = rng.randint(self.model.num_classes)
+        return z, labels if self.label is None else torch.full_like(labels, self.label)
+
+    def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
+        """The end states of these seeds, and the network evaluations that each of them took.
+
+        `step` is called after every step of the sampler.
+        """
+        rng = Generators(seeds, self.noise_device)
+        z, labels = self._draw(rng)
+        condition: Condition = self.texts(seeds) if self.texts else labels
+        denoiser = Counted(self.model.denoiser(condition))
+        sampler: Callable[..., Iterator[Tensor]] = self.sampler
+        if "noise" in inspect.signature(sampler).parameters:
+            sampler = partial(sampler, noise=rng.randn_like)  # of these seeds, after their start
+        with torch.inference_mode():
+            for state in sampler(denoiser, z, self.grid):
+                step()
+                z = state
+        if not z.isfinite().all():
+            raise UserError(
+                "the sampler diverged (states are no longer finite): use more nfe= or a smaller "
+                "sampler.gamma="
+            )
+        return Batch(seeds, z, labels, denoiser.nfe)
+
+
+@dataclass(frozen=True)
+class Batch:
+    seeds: Sequence[int]
+    states: Tensor | None  # [B, C, h, w]; None: the images were on the disk
+    labels: Tensor | None  # int64 [B]
+    nfe: int | None  # None: not sampled but read from the disk
+    images: Tensor | None = None  # uint8 [B, C, H, W]; None: not decoded
+
+
+AHEAD = 2
+"""Batches that may wait to be decoded and written while the next ones are sampled."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run keeps its images and end states, and what it makes."""
+
+    images: Folder | None
+    latents: Latents
+    keep_latents: bool = False
+    decode: bool = True
+
+    @classmethod
+    def of(cls, root: Path, save: str, decode: bool) -> "Places":
+        """Those of a run of `sample`. Without `decode`, images are not made."""
+        folder = Folder(root) if save in ("folder", "zip", "scratch") else None
+        return cls(folder, Latents(root), save == "latents", decode)
+
+
+def stream(
+    job: Job, batches: Sequence[Sequence[int]], places: Places, bar: tqdm
+) -> Iterator[Batch]:
+    """This rank's share of the batches: read where they are on the disk, sampled where not.
+
+    The seeds are cut into batches before they are dealt to the ranks, and a batch that was not
+    finished is made again whole: so no image depends on the number of processes or on a restart.
+
+    Decoding and writing go on in a thread of their own while the next batch is sampled.
+    """
+    steps, total = len(job.grid) - 1, sum(map(len, batches))
+
+    def advance(images: float) -> None:
+        bar.update(min(images, total - bar.n))  # the last batch of another rank may be shorter
+
+    def start(seeds: Sequence[int]) -> Batch:
+        everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
+        if places.images and places.images.has(seeds):
+            advance(everyone)
+            return Batch(seeds, None, job.draw(seeds)[1], None, places.images.read(seeds))
+        if places.latents.has(seeds):
+            advance(everyone)
+            states = places.latents.read(seeds, job.model.shape)
+            return Batch(seeds, states, job.draw(seeds)[1], None)
+        return job.sample(seeds, partial(advance, everyone / steps))
+
+    def finish(batch: Batch) -> Batch:
+        if places.keep_latents and batch.nfe is not None:
+            assert batch.states is not None
+            places.latents.write(batch.seeds, batch.states)
+        if batch.images is None and places.decode:
+            assert batch.states is not None
+            images = job.model.decode(batch.states.to(job.model.device)).cpu()
+            if places.images:
+                places.images.write(batch.seeds, images)
+            return replace(batch, images=images)
+        return batch
+
+    with ThreadPoolExecutor(1, "decode") as worker:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for seeds in batches[dist.rank() :: dist.world()]:
+                pending.append(worker.submit(finish, start(seeds)))
+                while len(pending) > AHEAD or (pending and pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,167 @@
+"""What each verb is asked for: one frozen dataclass a verb, made by the command line or by hand.
+
+A field is a key of the verb's configuration. Functions take the smallest class that serves them. A
+default here is what a record without that key was made with; the defaults of a command stand in its
+YAML.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bdia_exp.console import one_of, positive
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
+from bdia_exp.metrics.features import Extractor
+from bdia_exp.models import Model
+from bdia_exp.samplers.core import Grid, Sampler
+from bdia_exp.seeds import parse
+from bdia_exp.store.records import Record
+
+DEFAULT_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solving(Asked):
+    """A model, its condition, and how its ODE is solved."""
+
+    model: Choice[Callable[..., Model]]
+    sampler: Choice[Sampler]
+    grid: Choice[Callable[..., Grid]]
+    nfe: int
+    class_: int | None = None
+    prompt: Phrase | None = None
+    guidance: float
+    dtype: str = "auto"
+
+    def check(self) -> None:
+        super().check()
+        one_of("dtype", self.dtype, ["auto", "float32", "float16", "bfloat16"])
+        require_gammas(self.sampler.config)
+
+    @property
+    def unused(self) -> set[str]:
+        """The fields that decide nothing, since another one is not given."""
+        return {"guidance"} if self.prompt is None else set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Solving):
+    """All that decides the image of a seed. These fields are the identity of a run of `sample`."""
+
+    prompts: Source | None = None
+    prompts_seed: int | None = 0
+    control: Source | None = None
+    noise_device: str = "cpu"
+
+    def check(self) -> None:
+        super().check()
+        one_of("noise_device", self.noise_device, ["cpu", "cuda"])
+
+    @property
+    def unused(self) -> set[str]:
+        if self.prompt is None and self.prompts is not None:
+            return set()
+        return super().unused | {"prompts", "prompts_seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Asked):
+    """What decides how fast, not what."""
+
+    batch: int
+    device: str
+
+    def check(self) -> None:
+        super().check()
+        positive("batch", self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Asked):
+    """All that decides, beside the images, their score."""
+
+    features: Choice[Callable[..., Extractor]]
+    reference: Source | None
+    metrics: list[str] | str | None
+    resize: int | None
+    clip: Source | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Drawing, Scoring, Computing):
+    """Images of seeds, and their score."""
+
+    images: int | None
+    seeds: str | int | None
+    out: str | None
+    save: str
+    sheet: int
+    score: bool
+
+    def check(self) -> None:
+        super().check()
+        one_of("save", self.save, ["folder", "zip", "scratch", "none", "latents"])
+        if self.seeds is not None and self.images is not None:
+            raise UserError("give images= (seeds 0, 1, …) or seeds= (which ones), not both")
+        if self.images is not None:
+            positive("images", self.images)
+
+    @property
+    def seeds_text(self) -> str:
+        """The seeds as a record has them: 0-63."""
+        if self.seeds is not None:
+            return str(self.seeds)
+        return f"0-{(self.images or DEFAULT_IMAGES) - 1}"
+
+    @property
+    def wanted(self) -> list[int]:
+        """The seeds. Raises UserError for a text that names none."""
+        return parse(self.seeds_text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverting(Solving, Computing):
+    """Images, and how they are taken to noise."""
+
+    images: str
+    limit: int | None
+    strength: float = 1.0
+    state: str = "float64"
+    ddim_time: str = "target"
+    out: str | None
+    strip: int
+
+    def check(self) -> None:
+        super().check()
+        positive("strip", self.strip)
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength={self.strength} must be more than 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTrip(Inverting):
+    """The same, and perhaps what `invert` kept, to go back from."""
+
+    states: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing(RoundTrip):
+    """The same, with what the images become."""
+
+    to: int | Phrase
+    features: Choice[Callable[..., Extractor]]
+    classify: bool = False
+
+
+def require_gammas(sampler: Record) -> None:
+    """Raises UserError unless every γ of a sampler's configuration is 0 to 1.
+
+    The solvers take more: 1/γ runs them backwards.
+    """
+    for key in ("gamma", "gamma1", "gamma2"):
+        if not 0 <= sampler.get(key, 0.0) <= 1:
+            raise UserError(
+                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 BDIA of "
+                "Tables 2 and 3"
+            )

@@ -1,0 +1,292 @@
+"""Images to noise and back: what `invert`, `roundtrip` and `edit` share.
+
+A trip goes one way or both through an `Inversion`, batch after batch. What the first way keeps is a
+file, `states.safetensors`, from which another trip can go back.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bdia_exp import dist
+from bdia_exp.console import progress, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.identity import claim, identity_of, plainly
+from bdia_exp.jobs.sampling import levels_of
+from bdia_exp.jobs.settings import Editing, Inverting
+from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
+from bdia_exp.report import figures
+from bdia_exp.samplers import inversion
+from bdia_exp.samplers.core import Counted, Grid
+from bdia_exp.samplers.fixedpoint import quantise, value
+from bdia_exp.samplers.inversion import STATES, Inversion, Kept
+from bdia_exp.sources import prompts
+from bdia_exp.store import records
+from bdia_exp.store.files import atomic
+from bdia_exp.store.images import Folder, ImageSet, contact_sheet
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
+
+STATES_FILE = "states.safetensors"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One pass over all images: per batch, the tensors needed to walk back; and its NFE."""
+
+    kept: list[Kept]
+    nfe: int
+
+    def last(self, key: str) -> Tensor:
+        """What all batches kept under a key, [N, …], on the CPU."""
+        return torch.cat([kept[key].cpu() for kept in self.kept])
+
+
+@dataclass
+class Trip:
+    """A run of one of the verbs: what goes where, and how. The network is loaded when needed."""
+
+    asked: Inverting
+    command: str
+    run: RunFolder
+    device: str
+    inversion: Inversion
+    grid: Grid
+    source: Path
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor | None  # int64 [N]; None for a model without classes
+
+    @classmethod
+    def prepared(cls, asked: Inverting, command: str) -> "Trip":
+        """Reads and checks everything, and claims the folder; loads no weights, writes nothing."""
+        device = dist.device(asked.device)
+        way = inversion.of(asked.sampler.make, state=asked.state, time=asked.ddim_time)
+        about = asked.model.make(device="meta", dtype=asked.dtype)
+        levels = levels_of(asked, about)
+        gone = round(asked.strength * (len(levels) - 1))
+        if gone < 1:
+            raise UserError(f"strength={asked.strength} leaves no step: choose more")
+        found = ImageSet(asked.images, fit=about.image_shape)
+        rows = found.first(asked.limit)
+        images = found.read(rows)
+        _require_text(asked, about)
+        labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
+        labels = _labels(asked, about, labels, len(rows))
+
+        more = {
+            "command": command,
+            "strength": asked.strength,
+            "state": asked.state,
+            "ddim_time": asked.ddim_time,
+            "batch": asked.batch,
+            "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+            "labels": None if labels is None else labels.tolist(),
+        }
+        if isinstance(asked, Editing):
+            more |= {"to": asked.to, "classify": asked.classify and asked.features.config}
+        run = claim(asked, lambda known: identity_of(asked, known, **more), f"{command}-")
+        run.require_ours()
+        levels = levels[-gone - 1 :]
+        return cls(asked, command, run, device, way, levels, found.path, images, labels)
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier run made all that is asked for; it is said then."""
+        whole = self.command != "invert" or (self.run.root / STATES_FILE).exists()
+        if found := self.run.complete and whole:
+            say(f"{self.run.root} is complete: nothing to do")
+        return found
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, with its weights."""
+        return self.asked.model.make(device=self.device, dtype=self.asked.dtype)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """The images as states, [N, C, h, w], of the dtype that is asked for."""
+        x = self.model.encode(self.images).to(STATES[self.asked.state])
+        # In fixed point what comes back is the rounded state.
+        return value(quantise(x)) if self.asked.state == "fixed" else x
+
+    def to_noise(self, source: str | None = None) -> Way:
+        """All images inverted; or, with a `source`, what a run of `invert` kept of them.
+
+        Before any work it makes the folder ours, with a record that is not complete.
+        """
+        there = self._kept_by(Path(source).expanduser()) if source else None
+        if self.asked.state == "fixed":  # both ways must give the same bits
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        record: Record = {
+            "command": self.command,
+            **self.run.record,
+            "model": {"name": self.asked.model.name, **self.model.provenance},
+            "sampler": self.asked.sampler.name,
+            "grid": self.asked.grid.name,
+            "steps": len(self.grid) - 1,
+            "images": len(self.images),
+            "source": str(self.source),
+            "device": dist.device_name(self.device),
+        }
+        if self.model.takes_text:
+            record["rows_per_evaluation"] = 1 if self.asked.guidance == 1 else 2
+        self.run.begin(record, self.asked.plain())
+        return there or self.encode([{"z": z} for z in self.states.split(self.asked.batch)])
+
+    def encode(self, starts: Sequence[Kept]) -> Way:
+        """To noise, batch after batch."""
+        return self._walk("to noise", self.inversion.encode, starts)
+
+    def decode(self, there: Way, to: int | str | None = None) -> Way:
+        """Back again, under the images' own class or prompt, or another."""
+        same = to is None
+
+        def way(model, kept, grid):
+            return self.inversion.decode(model, kept, grid, same=same)
+
+        return self._walk("back", way, there.kept, to)
+
+    def condition(self, rows: slice, to: int | str | None = None) -> Condition:
+        """That of some of the images: their own class or prompt, or `to`."""
+        count = len(self.images[rows])
+        if self.model.takes_text:
+            prompt = prompts.of_text(str(self.asked.prompt if to is None else to))
+            return Text([prompt(row) for row in range(count)], self.asked.guidance)
+        if isinstance(to, int):
+            return torch.full((count,), to)
+        return None if self.labels is None else self.labels[rows]
+
+    def _walk(
+        self, name: str, way: Callable, starts: Sequence[Kept], to: int | str | None = None
+    ) -> Way:
+        size, ends, nfe = self.asked.batch, [], 0
+        with torch.inference_mode(), progress(len(starts) * (len(self.grid) - 1), "steps") as bar:
+            bar.set_description(name)
+            for number, start in enumerate(starts):
+                rows = slice(number * size, (number + 1) * size)
+                denoiser = Counted(self.model.denoiser(self.condition(rows, to)))
+                for state in way(denoiser, start, self.grid):
+                    bar.update()
+                    kept = state
+                ends.append(kept)
+                nfe = denoiser.nfe
+                if not kept["z"].isfinite().all():
+                    raise UserError(
+                        f"the way {name} diverged (states are no longer finite): use a "
+                        "sampler.gamma nearer to 1, fewer steps (nfe=) or state=fixed"
+                    )
+        return Way(ends, nfe)
+
+    def _kept_by(self, source: Path) -> Way:
+        old = records.load(source / "record.json") or {}
+        if old.get("command") != "invert" or not old.get("complete"):
+            raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
+        here, there = (
+            {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
+            for identity in (self.run.record["identity"], plainly(old["identity"]))
+        )
+        records.require_same(source, there, here, "invert these images anew")
+        return Way(load_states(source / STATES_FILE, self.device), old["nfe"])
+
+    def decoded(self, way: Way) -> Tensor:
+        """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
+        return self.pictures(way.last("z"))
+
+    def pictures(self, states: Tensor) -> Tensor:
+        """Clean states as images, uint8 [N, C, H, W] on the CPU."""
+        parts = states.double().split(self.asked.batch)
+        return torch.cat([self.model.decode(z.to(self.device)).cpu() for z in parts])
+
+    @cached_property
+    def through_autoencoder(self) -> Tensor | None:
+        """The images after encoding and decoding alone; None if that changes nothing."""
+        images = self.pictures(self.states)
+        return None if torch.equal(images, self.images) else images
+
+    def finish(
+        self, rows: dict[str, Tensor], pictures: Tensor | None, numbers: Record, text: str
+    ) -> Record:
+        """Writes images, strip and record, in this order; says what came out."""
+        root, total = self.run.root, len(self.images)
+        folder = Folder(root)
+        if pictures is not None:
+            folder.remove()  # of this run, stopped before its record was complete
+            folder.write(range(total), pictures)
+            if self.labels is not None:
+                shown = getattr(self.asked, "to", None)
+                labels = self.labels.tolist() if shown is None else [shown] * total
+                folder.label(range(total), labels)
+        count = min(self.asked.strip, total)
+        strips = {name: contact_sheet(row[:count], count) for name, row in rows.items()}
+        figures.side_by_side(strips, root / "strip.png")
+        record = self.run.finish(numbers)
+        spent = f"{numbers['nfe']} evaluations to noise"
+        spent += f" and {numbers['nfe_back']} back" if "nfe_back" in numbers else ""
+        if record.get("rows_per_evaluation") == 2:
+            spent += " (each of two rows: guidance)"
+        say(f"{root}: {total} images, {len(self.grid) - 1} steps, {spent}\n{text}")
+        return record
+
+
+def _require_text(asked: Inverting, about: Model) -> None:
+    """Raises UserError unless there is a prompt for a model that takes one, and only then."""
+    if not about.takes_text:
+        if asked.prompt is not None:
+            raise UserError("prompt=: this model takes no text; leave prompt= out")
+        return
+    require_guidance(asked.guidance)
+    if asked.prompt is None:
+        raise UserError(
+            'give prompt="…" for what the images show; prompt="" inverts without a prompt'
+        )
+
+
+def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> Tensor | None:
+    """The class of each image, int64 [N]; None for a model without classes.
+
+    Raises UserError if classes are needed and unknown, or out of range.
+    """
+    if not about.num_classes:
+        if asked.class_ is not None:
+            require_class(about, "class", asked.class_)
+        return None
+    labels = own if asked.class_ is None else torch.full((count,), asked.class_)
+    if labels is None:
+        raise UserError("these images bring no labels: give class= for what they show")
+    for label in sorted({*labels.tolist()}):
+        require_class(about, "class", label)
+    return labels
+
+
+def save_states(path: Path, kept: Iterable[Kept]) -> None:
+    """What was kept of every batch, as one file of tensors named `batch.key`."""
+    flat = {
+        f"{number}.{key}": tensor.contiguous().cpu().clone()
+        for number, one in enumerate(kept)
+        for key, tensor in one.items()
+    }
+    with atomic(path) as part:
+        part.write_bytes(save(flat))
+
+
+def load_states(path: Path, device: str) -> list[Kept]:
+    """What `save_states` wrote. Raises UserError if it is not readable."""
+    try:
+        flat = load_file(path, device)
+        batches: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            number, _, key = name.partition(".")
+            batches.setdefault(int(number), {})[key] = tensor
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): remove that folder and run `bdia-exp invert` again"
+        ) from None
+    return [batches[number] for number in sorted(batches)]

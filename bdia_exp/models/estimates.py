@@ -1,0 +1,202 @@
+"""Estimates: what a model takes in operations and memory, reckoned without its weights.
+
+Networks are run on torch's meta device, where tensors have a size and no contents: no checkpoint
+is needed, and the largest network takes seconds.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bdia_exp.batching import ROWS
+from bdia_exp.errors import UserError
+from bdia_exp.models import Condition, Model, Text, parameter_count
+from bdia_exp.samplers.core import Level
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call takes."""
+
+    flops: float
+    """Floating-point operations of its convolutions and products of matrices, an addition and a
+    multiplication counted as two."""
+    peak: int
+    """The most bytes that tensors made in it hold at one time; its arguments are not among them,
+    nor is what a kernel takes for itself."""
+
+
+def measure(function: Callable[[], object]) -> Work:
+    """Calls a function of tensors on the meta device, and says what the same call would take.
+
+    Attention counts as a fused kernel does it: its operations are those of two products of
+    matrices, and the matrix of weights between them is never held.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
+    alive, attention = _Alive(), _FusedAttention()
+    counter = FlopCounterMode(display=False)
+    # Under no_grad, operations arrive here as the kernels that would run; in inference mode they
+    # would arrive whole, and the counter, left to take them apart, has its own ways of doing so.
+    with torch.no_grad(), attention, counter, alive:
+        function()
+    return Work(float(counter.get_total_flops() + attention.flops), alive.peak)
+
+
+class _Alive(TorchDispatchMode):
+    """Follows the storages of the tensors that operations make, from their first to their last
+    use. Views share a storage, and operations in place make none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for storage in _storages((args, kwargs)):
+            self._follow(storage, 0)  # if it was not made here, it came from outside
+        out = func(*args, **kwargs)
+        for storage in _storages(out):
+            self._follow(storage, storage.nbytes())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = id(storage)  # torch keeps one such object as long as the storage lives
+        if key in self._known:
+            return
+        self._known.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, key, size).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.remove(key)
+        self._now -= size
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that makes its result only. On the meta device torch would take it apart, into
+    the weights of every query for every key too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *_, **__) -> Tensor:
+        width, keys = value.shape[-1], key.shape[-2]
+        self.flops += 2 * query[..., 0].numel() * keys * (query.shape[-1] + width)
+        if width != query.shape[-1]:
+            return query.new_empty(*query.shape[:-1], width)
+        return torch.empty_like(query)  # in the order in memory of the queries, as the kernels do
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of one network."""
+
+    parameters: int
+    size: int
+    """Bytes of parameters and buffers, each in its own dtype."""
+
+    @property
+    def millions(self) -> str:
+        millions = self.parameters / 1e6
+        return f"{millions:,.0f}" if millions >= 10 else f"{millions:.1f}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes on one process, without its samplers' states and without scoring."""
+
+    weights: Mapping[str, Weights]
+    """By the networks' names."""
+    flops: float
+    """Operations of one evaluation for one image."""
+    working_set: int
+    """Bytes at the peak of one evaluation of a batch, beside the weights."""
+    decoding: Work
+    """Of one image's state."""
+    image_size: int
+    """Bytes of one image, a byte a pixel and channel."""
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes of all networks' weights."""
+        return sum(weights.size for weights in self.weights.values())
+
+    def memory(self, batch: int) -> str:
+        """In words, what the weights and batches of that many images hold."""
+        parameters = ", ".join(f"{name} {w.millions} M" for name, w in self.weights.items())
+        text = f"weights {in_bytes(self.weights_size)} (parameters: {parameters}), "
+        text += f"working set at batch={batch} about {in_bytes(self.working_set)}"
+        if self.decoding.flops:
+            text += f" (sampling) and {in_bytes(self.decoding.peak)} (decoding beside it)"
+        return text
+
+
+def cost_of(
+    model: Callable[..., Model], *, batch: int, dtype: str = "auto", guidance: float = 2.0
+) -> Cost | None:
+    """The cost of a model on batches of `batch` images; `model` is its constructor.
+
+    Only a model of text to image asks for `guidance`: all that are not 1 cost alike, the estimate
+    of the empty prompt too. None is returned where the network cannot be built without its
+    checkpoint, which is not there, or cannot be run without weights.
+    """
+    try:
+        return _cost(model(device="meta", dtype=dtype), batch, guidance)
+    except (UserError, RuntimeError):  # RuntimeError: what torch says to a look at meta tensors
+        return None
+
+
+def _cost(model: Model, batch: int, guidance: float) -> Cost:
+    def evaluation(rows: int) -> Work:
+        control = None
+        if "ControlNet" in model.networks:
+            control = torch.empty(1, *model.image_shape, device="meta")
+        texts: Condition = Text([""] * rows, guidance, control) if model.takes_text else None
+        denoiser, z = model.denoiser(texts), _states(model, rows)
+        return measure(lambda: denoiser(z, Level(1.0, 1.0, 1.0)))
+
+    whole = evaluation(batch)
+    # Small networks fill their batches up to ROWS; the published tables' batches are full.
+    flops = whole.flops / batch if model.takes_text else evaluation(ROWS).flops / ROWS
+    state = _states(model, 1)
+    return Cost(
+        weights={name: _weights(net) for name, net in model.networks.items()},
+        flops=flops,
+        working_set=whole.peak,
+        decoding=measure(lambda: model.decode(state)),
+        image_size=model.decode(state).numel(),
+    )
+
+
+def _states(model: Model, count: int) -> Tensor:
+    return torch.empty(count, *model.shape, device="meta", dtype=torch.float64)
+
+
+def _weights(net: nn.Module) -> Weights:
+    tensors = [*net.parameters(), *net.buffers()]
+    return Weights(parameter_count(net), sum(t.numel() * t.element_size() for t in tensors))
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes for people, in powers of ten."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,260 @@
+"""Figures drawn from tables and sheets."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from bdia_exp.store.files import atomic, save_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
+    """FID against NFE, one panel a table, one line a row; logarithmic where FIDs differ twofold."""
+    tables = [table for table in drawn["tables"] if table["cells"]]
+    most = max(len(table["rows"]) for table in tables)
+    below = most > 6  # a long legend would hide the lines
+    size = (5.5 * len(tables), 4.2 + 0.1 * most * below)
+    figure = _figure(*size)
+    panels = figure.subplots(1, len(tables), squeeze=False)
+    for panel, table in zip(panels[0], tables, strict=True):
+        for number, row in enumerate(table["rows"]):
+            points = sorted((c["nfe"], c["fid"]) for c in table["cells"] if c["row"] == row)
+            if points:
+                panel.plot(*zip(*points, strict=True), label=row, **style(number))
+        panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
+        panel.set_title(table["title"], fontsize=10)
+        _ticks(panel, sorted({c["nfe"] for c in table["cells"]}))
+        fids = [cell["fid"] for cell in table["cells"]]
+        if max(fids) > 2 * min(fids):
+            panel.set_yscale("log")
+            panel.yaxis.set_minor_formatter(_some)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.grid(alpha=0.3, which="both")
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "fontsize": 7}
+        panel.legend(**place if below else {})
+    notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
+    figure.supxlabel("; ".join(notes), fontsize=8)
+    _save(figure, path)
+
+
+def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
+    """Pictures, or those in files, under each other, each with its name beside it.
+
+    Files that are missing are left out.
+    """
+    from matplotlib.font_manager import findfont
+
+    rows = [
+        (name, Image.open(strip) if isinstance(strip, Path) else strip)
+        for name, strip in strips.items()
+        if isinstance(strip, Image.Image) or strip.exists()
+    ]
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 13)  # comes with matplotlib, has a γ
+    margin = 12 + max(int(font.getlength(name)) for name, _ in rows)
+    gap = 6
+    width = margin + max(picture.width for _, picture in rows)
+    height = sum(picture.height + gap for _, picture in rows)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, y = ImageDraw.Draw(sheet), 0
+    for name, picture in rows:
+        pen.text((4, y + picture.height // 2 - 9), name, fill="black", font=font)
+        sheet.paste(picture, (margin, y))
+        y += picture.height + gap
+    save_image(path, sheet)
+
+
+MARKERS = "osD^vP*X<>"
+LINES = ("-", "--", ":")
+
+
+def style(number: int) -> dict[str, Any]:
+    """Of line `number` of a plot: 30 that differ in colour and marker or in their dashes."""
+    return {
+        "color": f"C{number % 10}",
+        "marker": MARKERS[(number + number // 10 * 3) % len(MARKERS)],
+        "linestyle": LINES[number // 10 % len(LINES)],
+        "markersize": 4,
+        "linewidth": 1.3,
+    }
+
+
+def convergence(drawn: Mapping[str, Any], path: Path) -> None:
+    """Error against steps, above, and against NFE, below: a column a problem, a line a sampler."""
+    problems, config = drawn["problems"], drawn["config"]
+    figure = _figure(4.8 * len(problems) + 2.8, 9)
+    panels = figure.subplots(2, len(problems), squeeze=False)
+    handles: dict[str, Any] = {}
+    for column, problem in zip(panels.T, problems, strict=True):
+        for number, row in enumerate(problem["rows"]):
+            errors = [float("nan") if e is None else e for e in row["errors"]]
+            for panel, places in zip(column, (config["steps"], row["nfe"]), strict=True):
+                (handles[row["sampler"]],) = panel.plot(places, errors, **style(number))
+        for panel, what in zip(column, ("steps N", "network evaluations (NFE)"), strict=True):
+            errors = [e for row in problem["rows"] for e in row["errors"] if e] or [1.0]
+            low, high = max(min(errors), problem["floor"]) / 4, min(max(errors) * 2, 1e3)
+            panel.axhspan(low / 1e3, problem["floor"], color="0.85", zorder=0)
+            panel.set(xscale="log", yscale="log", xlabel=what, ylabel="RMS error of the end state")
+            panel.set_ylim(low, high)
+            _ticks(panel, [*config["steps"], 2 * config["steps"][-1]])
+        column[0].set_title(problem["name"], fontsize=11)
+        _slopes(column[0], config["steps"][0])
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
+    figure.suptitle(
+        f"Error of samplers, solved from σ/α = {config['sigma_max']:g} to "
+        f"{config['sigma_min']:g}, z/α compared.\nGrey: below the noise floor of the reference.",
+        fontsize=10,
+    )
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches. matplotlib is imported where something is drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with atomic(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+
+
+def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
+    """Error of round trips against their steps: a row of panels a problem and a direction.
+
+    A column a floating-point state, a line a method; fixed point, without error, gets a panel of
+    its side information.
+    """
+    states = drawn["config"]["states"]
+    rows = [
+        (problem["name"], start, [row for row in problem["rows"] if row["start"] == start])
+        for problem in drawn["problems"]
+        for start in ("image", "noise")
+    ]
+    methods = list(dict.fromkeys(row["method"] for _, _, found in rows for row in found))
+    steps = drawn["config"]["steps"]
+    figure = _figure(4.2 * len(states) + 2.6, 3.3 * len(rows) + 0.8)
+    panels = figure.subplots(len(rows), len(states), squeeze=False)
+    handles: dict[str, Any] = {}
+    for line, (name, start, found) in zip(panels, rows, strict=True):
+        for panel, state in zip(line, states, strict=True):
+            fixed = state == "fixed"
+            for row in found:
+                if row["state"] == state:
+                    values = [
+                        float("nan") if value is None else value
+                        for value in row["bits" if fixed else "rms"]
+                    ]
+                    look = style(methods.index(row["method"]))
+                    (handles[row["method"]],) = panel.plot(steps, values, **look)
+            panel.set(xscale="log", xlabel="steps N each way")
+            if fixed:
+                errors = [e for row in found if row["state"] == state for e in row["max"]]
+                told = "every bit came back" if not any(errors) else f"error {max(errors):.0e}"
+                panel.set_ylabel("side information,\nbits an element and step", fontsize=8)
+                panel.set_title(f"{name}, fixed point: {told}", fontsize=9)
+            else:
+                panel.set(yscale="log")
+                panel.set_ylabel("RMS error / RMS of the state", fontsize=8)
+                panel.set_title(f"{name}, {state}", fontsize=9)
+            way = {"image": "image → noise → image", "noise": "noise → image → noise"}[start]
+            panel.set_title(f"{panel.get_title()}\n{way}", fontsize=9)
+            _ticks(panel, steps)
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
+    figure.suptitle(
+        f"What a round trip leaves of {drawn['config']['count']} states: RMS error over all "
+        "elements, relative to the RMS of the state where it began",
+        fontsize=10,
+    )
+    _save(figure, path)
+
+
+def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
+    """FID over γ and NFE, a column of panels a table: a heat map, and curves against γ.
+
+    The rows of the tables are called γ=NUMBER. The best γ of each NFE is framed.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    tables = [table for table in drawn["tables"] if table["cells"]]
+    figure = _figure(5.2 * len(tables), 8.0)
+    panels = figure.subplots(2, len(tables), squeeze=False)
+    for (above, below), table in zip(panels.T, tables, strict=True):
+        fids = {(cell["row"], cell["column"]): cell["fid"] for cell in table["cells"]}
+        rows = sorted(table["rows"], key=_gamma)
+        columns = [c for c in table["columns"] if any((row, c) in fids for row in rows)]
+        colours = LogNorm(min(fids.values()), max(fids.values()) * (1 + 1e-9))
+        numbers = [[fids.get((row, c), float("nan")) for c in columns] for row in rows]
+        picture = above.imshow(numbers, norm=colours, cmap="viridis_r", aspect="auto")
+        bar = figure.colorbar(picture, ax=above, label="FID (lower is better)", format="%g")
+        bar.ax.yaxis.set_minor_formatter(_some)
+        above.set(title=table["title"], xlabel="network evaluations (NFE)", ylabel="γ")
+        above.set_xticks(range(len(columns)), columns)
+        above.set_yticks(range(len(rows)), [f"{_gamma(row):g}" for row in rows])
+        for x, column in enumerate(columns):
+            there = [(fids[row, column], y) for y, row in enumerate(rows) if (row, column) in fids]
+            for fid, y in there:
+                bold = (fid, y) == min(there)
+                dark = colours(fid) > 0.5
+                above.text(
+                    x,
+                    y,
+                    f"{fid:.3g}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    weight="bold" if bold else "normal",
+                )
+                if bold:
+                    box = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, ec="red", lw=2)
+                    above.add_patch(box)
+            points = [(_gamma(rows[y]), fid) for fid, y in there]
+            points.sort()
+            below.plot(*zip(*points, strict=True), label=f"NFE {column}", **style(x))
+        below.set(xlabel="γ (0 is the base method)", ylabel="FID", yscale="log")
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        below.yaxis.set_minor_formatter(_some)
+        below.grid(alpha=0.3, which="both")
+        below.legend()
+    notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
+    images = sorted({cell["images"] for table in tables for cell in table["cells"]})
+    figure.supxlabel(
+        f"{' or '.join(f'{n:,}' for n in images)} images a cell; framed: the best γ of each NFE. "
+        f"{'; '.join(notes)}",
+        fontsize=8,
+    )
+    _save(figure, path)
+
+
+def _slopes(panel: Any, at: float) -> None:
+    """How steep the orders 1, 2 and 4 are, in the lower left corner."""
+    low, high = panel.get_ylim()
+    start = min(low * 30, high)
+    for power in (1, 2, 4):
+        end = start / 2**power
+        panel.plot([at, 2 * at], [start, end], color="0.5", linewidth=1)
+        panel.text(2.08 * at, end, f"order {power}", color="0.4", fontsize=7, va="center")
+
+
+def _some(value: float, _: float) -> str:
+    """Labels for a few of the minor ticks of a logarithmic axis."""
+    return f"{value:g}" if f"{value:e}"[0] in "2357" else ""
+
+
+def _gamma(row: str) -> float:
+    return float(row.partition("=")[2])
+
+
+def _ticks(panel: Any, places: Sequence[int]) -> None:
+    """Just these numbers on a logarithmic axis, and a light grid."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    panel.xaxis.set_major_locator(FixedLocator(list(places)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.grid(alpha=0.3)

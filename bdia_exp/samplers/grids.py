@@ -1,0 +1,197 @@
+"""Grids: the levels that a sampler visits, from noise to data.
+
+Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
+model's; `karras` needs none, `arc` any one, and only for times, the others a table of VP times.
+
+`pairing` says which ᾱ goes with the time k that the network is told (docs/samplers.md, "Grids"):
+
+* `ddim`: ᾱ_k, and the last level is clean, (1, 0), as in the DDIM paper's code;
+* `pndm`: ᾱ_{k+1}, and the last level is ᾱ_0, as in the code that published the checkpoints of
+  BDIA's Table 2.
+
+`final` says where a grid of Stable Diffusion's times ends: `first` at ᾱ_0, as its own code and
+diffusers' set_alpha_to_one=False have it, `clean` at (1, 0).
+"""
+
+import math
+from collections.abc import Sequence
+
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.samplers.core import CLEAN, Grid, Level
+from bdia_exp.samplers.schedules import DiscreteVP, Schedule, edm
+
+PAIRINGS = {"ddim": 0, "pndm": 1}
+
+
+def karras(
+    steps: int,
+    schedule: Schedule | None = None,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Grid:
+    """EDM's grid: `steps` values of σ, evenly spaced in σ^(1/ρ), then 0 [EDM 5].
+
+    Raises UserError if 0 < sigma_min < sigma_max does not hold.
+    """
+    _check_range(sigma_min, sigma_max)
+    hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    last = max(steps - 1, 1)  # a single step starts at sigma_max
+    return (*(edm((hi + i / last * (lo - hi)) ** rho) for i in range(steps)), CLEAN)
+
+
+def arc(
+    steps: int,
+    schedule: Schedule | None = None,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> Grid:
+    """VP levels (cos θ, sin θ), θ = atan(σ/α) evenly spaced; it ends at sigma_min, not clean.
+
+    Of the levels between sigma_max and sigma_min (values of σ/α, as in `karras`) these form a
+    smooth curve, on which a solver shows its order. Their times are the schedule's, fractional; θ
+    without one.
+    Raises UserError if 0 < sigma_min < sigma_max does not hold, or beyond the schedule's end.
+    """
+    _check_range(sigma_min, sigma_max)
+    start, end = math.atan(sigma_max), math.atan(sigma_min)
+    angles = (start + i / steps * (end - start) for i in range(steps + 1))
+    return tuple(
+        Level(math.cos(a), math.sin(a), schedule.at(math.tan(a)).time if schedule else a)
+        for a in angles
+    )
+
+
+def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
+    """Times ⌊iT/N⌋, i = 0 … N−1, then the last level [DDIM D.3 "linear"].
+
+    Equal to the usual range(0, T, T//N) when N divides T, and N steps long also when it does not.
+    """
+    return _to_the_end([i * len(schedule) // steps for i in range(steps)], schedule, pairing)
+
+
+def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: str = "ddim") -> Grid:
+    """Times ⌊τ_i²⌋ with τ evenly spaced on [0, √(fraction · T)] [DDIM D.3 "quadratic"].
+
+    Small times may occur twice, as in the official code: the step between is the identity and
+    still costs an evaluation.
+    """
+    return _to_the_end(_squares(0.0, fraction * len(schedule), steps), schedule, pairing)
+
+
+def quad_full(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
+    """`quad` over the whole range: τ evenly spaced on [0, √(T − 1)]."""
+    return _to_the_end(_squares(0.0, len(schedule) - 1, steps), schedule, pairing)
+
+
+def deis_quad(
+    steps: int, schedule: DiscreteVP, *, pairing: str = "ddim", last_step: bool = False
+) -> Grid:
+    """DEIS's quadratic times: N + 1 of them, from T − 2 down to 0, where the grid ends.
+
+    The last level is that of time 0, not clean. With `last_step`, N times from 1 on, then 0.
+    """
+    top = len(schedule) - 1
+    times = [0, *_squares(1.0, top, steps)] if last_step else _squares(0.0, top, steps + 1)
+    shift = _shift(pairing)
+    return tuple(schedule(k, shift=shift) for k in reversed(times))
+
+
+def leading(steps: int, schedule: DiscreteVP, *, offset: int = 1, final: str = "first") -> Grid:
+    """Times i⌊T/N⌋ + offset, i = 0 … N−1, then the last level: Stable Diffusion's own spacing.
+
+    1, 101, …, 901 for N = 10. diffusers calls it "leading"; offset=0 is what EDICT's code has.
+    """
+    jump = _jump(steps, schedule, offset)
+    return _to_the_final([i * jump + offset for i in range(steps)], schedule, final)
+
+
+def trailing(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
+    """Times round(T − iT/N) − 1, i = 0 … N−1, then the last level: diffusers' "trailing"."""
+    _jump(steps, schedule)
+    ratio = len(schedule) / steps
+    times = [round(len(schedule) - i * ratio) - 1 for i in range(steps)]
+    return _to_the_final(times[::-1], schedule, final)
+
+
+def linspace(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
+    """Times round(i (T−1)/(N−1)), i = 0 … N−1, then the last level: diffusers' "linspace".
+
+    The last step, from time 0, goes nowhere with final=first.
+    """
+    _jump(steps, schedule)
+    ratio = (len(schedule) - 1) / max(steps - 1, 1)
+    times = [round(i * ratio) for i in range(steps)] if steps > 1 else [len(schedule) - 1]
+    return _to_the_final(times, schedule, final)
+
+
+def time_uniform(
+    steps: int, schedule: DiscreteVP, *, whole: bool = False, final: str = "first"
+) -> Grid:
+    """N times evenly spaced from T − 1 towards 0, then the last level: DPM-Solver's spacing.
+
+    Times are fractional as in Stable Diffusion's own DPM-Solver; whole=true rounds them, as
+    diffusers' DPM-Solver with "linspace" does (whose final_sigmas_type "sigma_min" is
+    final=first, "zero" final=clean).
+    """
+    last = len(schedule) - 1
+    _jump(steps, schedule)
+    times = [last - i * last / steps for i in range(steps)]
+    levels = (schedule.between(float(round(k)) if whole else k) for k in times)
+    return (*levels, _final(final, schedule))
+
+
+FINALS = ("first", "clean")
+
+
+def _to_the_final(times: Sequence[int], schedule: DiscreteVP, final: str) -> Grid:
+    """The levels of rising `times`, noisiest first, and the last level that `final` names."""
+    return (*(schedule(k) for k in reversed(times)), _final(final, schedule))
+
+
+def _final(final: str, schedule: DiscreteVP) -> Level:
+    if final not in FINALS:
+        raise UserError(f"grid.final={final!r} is unknown{nearest(final, FINALS)}")
+    return CLEAN if final == "clean" else schedule(0)
+
+
+def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:
+    """⌊T/N⌋. Raises UserError if so many steps leave no place between the times."""
+    jump = len(schedule) // steps
+    if not 0 <= offset < max(jump, 1) or jump < 1:
+        raise UserError(
+            f"{steps} steps with an offset of {offset} do not fit into {len(schedule)} times: use "
+            "fewer steps"
+        )
+    return jump
+
+
+def _squares(low: float, high: float, count: int) -> list[int]:
+    """⌊τ²⌋ for `count` values of τ evenly spaced on [√low, √high], as numpy.linspace has them."""
+    start, stop = math.sqrt(low), math.sqrt(high)
+    if count == 1:
+        return [int(stop**2)]  # one step starts at the noisy end
+    step = (stop - start) / (count - 1)
+    roots = [start + i * step for i in range(count - 1)] + [stop]
+    return [int(root**2) for root in roots]
+
+
+def _to_the_end(times: Sequence[int], schedule: DiscreteVP, pairing: str) -> Grid:
+    """The levels of `times`, noisiest first, and the pairing's last level."""
+    shift = _shift(pairing)
+    return tuple(schedule(k, shift=shift) for k in (*reversed(times), -1))
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise UserError(
+            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
+        )
+
+
+def _shift(pairing: str) -> int:
+    if pairing not in PAIRINGS:
+        raise UserError(f"grid.pairing={pairing!r} is unknown{nearest(pairing, PAIRINGS)}")
+    return PAIRINGS[pairing]

@@ -1,0 +1,233 @@
+"""Inversion: from a clean state to noise, and back again.
+
+There are no inverse samplers here: BDIA's inverse is the same loop on grid[::-1] with 1/γ, that of
+two coupled states the same lines in reverse order. An `Inversion` only knows what has to be kept
+between the two ways, a dict of tensors: one state for DDIM, two for the methods that are exact.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.samplers import fixedpoint
+from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Rule, Sampler, transfer
+from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling
+from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep
+from bdia_exp.samplers.rules import ddim, leapfrog
+
+Kept = Mapping[str, Tensor]
+"""What a way leaves for the way back; its "z" is the newest state, [B, …]."""
+
+
+class Inversion(Protocol):
+    """`grid` runs from noise to data for both ways; its last level is that of the clean state.
+
+    Both ways start from what was kept, and `encode` also from a clean state alone, [B, …].
+    """
+
+    @property
+    def amplification(self) -> float:
+        """By how much a step of `encode` enlarges an error: 1/γ for BDIA."""
+        ...
+
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        """From data to noise: what is kept after each step, len(grid) − 1 of them."""
+        ...
+
+    def decode(
+        self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
+    ) -> Iterator[Kept]:
+        """From noise to data, in as many steps.
+
+        same=False says that the network, or its condition, is another one than that of `encode`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DDIMInversion:
+    """DDIM's inversion, an approximation: one state is kept [BDIA 9-10].
+
+    The network is asked about the state at hand and, with time="target", about the level to be
+    reached, as [BDIA 10] has it; with time="own" about the state's own level [BDIA 23-24].
+    """
+
+    time: str = "target"
+
+    @property
+    def amplification(self) -> float:
+        return 1.0
+
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        x = _kept(x)["z"]
+        for s, t in pairwise(grid[::-1]):
+            x = transfer(x, model(x, t if self.time == "target" else s).eps, s, t)
+            yield {"z": x}
+
+    def decode(
+        self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
+    ) -> Iterator[Kept]:
+        for z in multistep(model, kept["z"], grid):
+            yield {"z": z}
+
+
+@dataclass(frozen=True)
+class BDIAInversion:
+    """BDIA's inversion, exact up to rounding: the last two states are kept [BDIA 33].
+
+    The first step from the clean state has no past and is DDIM's. `decode` needs one evaluation
+    less than `encode`, for it starts from two states. The rule `leapfrog` inverts in the same way.
+    """
+
+    gamma: float = 1.0
+    rule: Rule = ddim
+
+    @property
+    def amplification(self) -> float:
+        return 1 / self.gamma if self.gamma else 1.0
+
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        return self._way(model, _kept(x), grid[::-1], 1 / self.gamma if self.gamma else 0.0)
+
+    def decode(
+        self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
+    ) -> Iterator[Kept]:
+        return self._way(model, kept, grid, self.gamma)
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: float) -> Iterator[Kept]:
+        """Along the grid, from its first two states if there are two: they change their roles."""
+        past, trail = kept["z"], []
+        z = past
+        if "past" in kept:
+            trail = [Estimate(grid[0], past, torch.zeros_like(past))]  # its noise is not used
+            z, grid = kept["past"], grid[1:]
+            yield {"z": z, "past": past}
+        for state in multistep(model, z, grid, rule=self.rule, gamma=gamma, trail=trail):
+            z, past = state, z
+            yield {"z": z, "past": past}
+
+
+@dataclass(frozen=True)
+class CoupledInversion:
+    """The inversion of two coupled states, exact up to rounding: both are kept."""
+
+    coupling: Coupling
+
+    @property
+    def amplification(self) -> float:
+        return self.coupling.amplification
+
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        kept = _kept(x)
+        pair = kept["z"], kept.get("y", kept["z"])
+        for z, y in coupled(model, pair, grid, self.coupling, undo=True):
+            yield {"z": z, "y": y}
+
+    def decode(
+        self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
+    ) -> Iterator[Kept]:
+        for z, y in coupled(model, (kept["z"], kept["y"]), grid, self.coupling):
+            yield {"z": z, "y": y}
+
+
+@dataclass(frozen=True)
+class FixedPointInversion:
+    """BDIA's inversion with every bit: states in fixed point, and a log (docs/fixedpoint.md).
+
+    With the network of `encode`, `decode` undoes its log; with another it goes by the same formula
+    and a log of its own. Raises UserError for a γ that is no short fraction.
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self):
+        fixedpoint.rational(self.gamma)
+
+    @property
+    def amplification(self) -> float:
+        return 1 / self.gamma
+
+    def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
+        return self._way(model, _kept(x), grid[::-1], 1 / fixedpoint.rational(self.gamma))
+
+    def decode(
+        self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
+    ) -> Iterator[Kept]:
+        if not same:
+            yield from self._way(model, kept, grid, fixedpoint.rational(self.gamma))
+            return
+        log = fixedpoint.Log.from_tensors(kept)
+        pair = kept["past.fixed"], kept["z.fixed"]
+        for newer, older in fixedpoint.undo(model, pair, grid[::-1], log):
+            yield _as_kept(newer, older, log)
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: Fraction) -> Iterator[Kept]:
+        """Along the grid with a new log."""
+        log = fixedpoint.Log()
+        start: Tensor | fixedpoint.Pair = fixedpoint.quantise(kept["z"])
+        if "z.fixed" in kept:
+            start = kept["z.fixed"], kept["past.fixed"]
+        for older, newer in fixedpoint.bdia_ddim(model, start, grid, gamma=gamma, log=log):
+            yield _as_kept(newer, older, log)
+
+
+def _kept(x: Tensor | Kept) -> Kept:
+    return {"z": x} if isinstance(x, Tensor) else x
+
+
+def _as_kept(newer: Tensor, older: Tensor, log: fixedpoint.Log) -> Kept:
+    return {
+        "z": fixedpoint.value(newer, log.fraction_bits),
+        "z.fixed": newer,
+        "past.fixed": older,
+        **log.tensors(),
+    }
+
+
+STATES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "fixed": torch.float64,
+}
+"""What a state may be held in, and the dtype in which it is handed in."""
+
+
+def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inversion:
+    """The inversion of a sampler. `time` is that of `DDIMInversion`.
+
+    Raises UserError for a sampler that has none, naming those that have.
+    """
+    if state not in STATES:
+        raise UserError(f"state={state!r} is unknown{nearest(state, STATES)}")
+    if time not in ("target", "own"):
+        raise UserError(f"ddim_time={time!r} is unknown; known: own, target")
+    function: Callable = sampler.func if isinstance(sampler, partial) else sampler
+    given: dict[str, Any] = dict(sampler.keywords) if isinstance(sampler, partial) else {}
+    found: Inversion | None = None
+    if function is multistep and not given.get("final") and given.get("refine") != "hat":
+        rule, gamma = given.get("rule", ddim), given.get("gamma", 0.0)
+        if rule is ddim:
+            found = BDIAInversion(gamma) if gamma else DDIMInversion(time)
+        elif rule is leapfrog and not gamma:
+            found = BDIAInversion(0.0, leapfrog)
+    elif function is edict:
+        found = CoupledInversion(EDICT(**given))
+    elif function is cbdia:
+        found = CoupledInversion(CBDIA(**given))
+    if found is None:
+        raise UserError(
+            "this sampler has no inverse: choose sampler=bdia_ddim, leapfrog, edict or cbdia, "
+            "which are exact, or ddim, which is not"
+        )
+    if state == "fixed":
+        if not (isinstance(found, BDIAInversion) and found.gamma):
+            raise UserError("state=fixed is for sampler=bdia_ddim with sampler.gamma above 0")
+        return FixedPointInversion(found.gamma)
+    return found

@@ -1,0 +1,256 @@
+"""The loops that drive every sampler.
+
+Histories have three shapes, so there are three loops: `multistep` (one evaluation a step), `heun`
+(two) and `coupled` (two states). `pndm` and `bdia` are `multistep` with first steps of their own
+and with more than one past. A sampler is a generator of states: progress bars, trajectories and
+early stops are the caller's `tqdm(…)`, `list(…)`, `islice(…)`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
+from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
+from bdia_exp.samplers.rules import along, ddim, latest, plms
+from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
+
+# -- one evaluation a step -----------------------------------------------------------------------
+
+
+def multistep(
+    model: Denoiser,
+    z: Tensor,
+    grid: Grid,
+    *,
+    rule: Rule = ddim,
+    gamma: float = 0.0,
+    refine: str = "literal",
+    final: Rule | None = None,
+    trail: Sequence[Estimate] = (),
+) -> Iterator[Tensor]:
+    """One evaluation a step; BDIA on top of any rule [BDIA 27, 65].
+
+    BDIA is one term: where the newest evaluation says we go next, plus γ times how wrong it thinks
+    the past was. γ = 0 is the rule alone. The first step, [BDIA 25], has no past; `trail` supplies
+    evaluations to go on from: a trajectory is restarted from its last two states. BDIA uses the
+    level and the state of the past only; its noise estimate matters to rules that look back.
+
+    `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
+    z_{i+1} + γ times its own error term, which the public code carried on before October 2023; it
+    has no inverse. `final` is the rule of the last step, where another one is wanted (DPM-Solver's
+    "lower_order_final"). Raises UserError for a negative γ.
+    """
+    _check_gamma(gamma)
+    _check_refine(refine)
+    trail, steps = [*trail], len(trail) + len(grid) - 1
+    past = trail[-1] if trail else None
+    for s, t in pairwise(grid):
+        now = model(z, s)
+        trail.append(now)
+        z = (final if final and len(trail) == steps else rule)(trail, t)
+        refined = now.z
+        if gamma and past:
+            term = gamma * (past.z - now.at(past.level))
+            z, refined = z + term, refined + term
+        past = now._replace(z=refined) if refine == "hat" else now
+        yield z
+
+
+def improved_euler(model: Denoiser, now: Estimate, t: Level) -> Tensor:
+    """A step along the mean of two evaluations, the second one at the end of a trial step."""
+    return _average(now, model(now.at(t), t), now.level, t)
+
+
+def runge_kutta(model: Denoiser, now: Estimate, t: Level) -> Tensor:
+    """Four evaluations, two of them halfway in time, mixed 1 : 2 : 2 : 1 [PNDM PRK]."""
+    s, middle = now.level, halfway(now.level, t)
+    second = model(now.at(middle), middle)
+    third = model(transfer(now.z, second.eps, s, middle), middle)
+    fourth = model(transfer(now.z, third.eps, s, t), t)
+    mean = (now.eps + 2 * second.eps + 2 * third.eps + fourth.eps) / 6
+    return transfer(now.z, mean, s, t)
+
+
+def halfway(s: Level, t: Level) -> Level:
+    """The level in the middle of two times.
+
+    EDM's time is σ. Of VP levels the middle one has the geometric mean of σ/α, or half of it before
+    a clean level; PNDM's code looks its ᾱ up in a table of whole times.
+
+    Raises UserError for other levels and for pure noise.
+    """
+    if is_edm(s) and is_edm(t):
+        return edm((s.sigma + t.sigma) / 2)
+    if not (is_vp(s) and is_vp(t)) or s.is_noise or t.is_noise:
+        raise UserError(
+            "sampler.start=rk4 needs the levels of a VP model or of EDM, alpha above 0: choose "
+            "sampler=ipndm"
+        )
+    rho = math.sqrt(s.rho * t.rho) or (s.rho + t.rho) / 2
+    return vp(rho, (s.time + t.time) / 2)
+
+
+STARTS = {"heun": (improved_euler, 1), "rk4": (runge_kutta, 3)}
+"""What makes the first steps of `pndm`, and how many."""
+
+
+def pndm(
+    model: Denoiser,
+    z: Tensor,
+    grid: Grid,
+    *,
+    start: str = "rk4",
+    order: int = 4,
+    gamma: float = 0.0,
+) -> Iterator[Tensor]:
+    """`multistep` with the rule `plms`, after first steps that need no past.
+
+    F-PNDM is start="rk4" and order=4 (9 evaluations more than steps), S-PNDM is start="heun" and
+    order=2 (1 more), the PLMS of Stable Diffusion start="heun" and order=4 (1 more). With γ > 0
+    their BDIA forms [BDIA Remark 4].
+
+    Raises UserError for an unknown start, an order outside 1 to 4 or a negative γ.
+    """
+    _check_gamma(gamma)
+    if start not in STARTS:
+        raise UserError(f"sampler.start={start!r} is unknown{nearest(start, STARTS)}")
+    first, count = STARTS[start]
+    trail: list[Estimate] = []
+    for s, t in pairwise(grid[: count + 1]):
+        trail.append(model(z, s))
+        z = first(model, trail[-1], t)
+        yield z
+    rule = partial(plms, order=order)
+    yield from multistep(model, z, grid[count:], rule=rule, gamma=gamma, trail=trail)
+
+
+def bdia(
+    model: Denoiser, z: Tensor, grid: Grid, *, gamma1: float, gamma2: float
+) -> Iterator[Tensor]:
+    """Second-order BDIA [BDIA 29].
+
+    Both Δ of a past time-slot, and that of the next one, take the noise for the straight line in
+    σ/α through the two newest evaluations. γ₂ = 0 leaves the last-but-one state out; with γ₁ = 0,
+    too, it is `deis` of order 2 in σ/α. Raises UserError for a negative γ.
+    """
+    _check_gamma(gamma1)
+    _check_gamma(gamma2)
+    trail: list[Estimate] = []
+    for s, t in pairwise(grid):
+        trail.append(model(z, s))
+        line = latest(trail, 2)
+        z = along(line, trail[-1], t)
+        for gamma, now, past in zip((gamma1, gamma2), trail[::-1], trail[-2::-1], strict=False):
+            z = z + gamma * (past.z - along(line, now, past.level))
+        yield z
+
+
+# -- two evaluations a step ----------------------------------------------------------------------
+
+
+def heun(
+    model: Denoiser,
+    z: Tensor,
+    grid: Grid,
+    *,
+    gamma: float = 0.0,
+    refine: str = "literal",
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Iterator[Tensor]:
+    """EDM's second-order sampler [EDM Alg. 1] and, for γ > 0, BDIA-EDM [BDIA Alg. 1].
+
+    Before each step BDIA-EDM moves the state z_i, by the fraction γ, towards what the averaged
+    slope (d_{i+1} + d_i)/2 makes of the past state, and keeps using the slope d_i that was
+    evaluated at the unmoved z_i: no evaluation is added. A step to σ = 0 is Euler's.
+
+    `refine` chooses the past state of line 6: "literal" is z_{i+1} as printed, "hat" the refined
+    ẑ_{i+1} from which z_i was built.
+
+    With S_churn > 0 every step first adds noise, from `noise`, as EDM's stochastic sampler does
+    [EDM Alg. 2]. Raises UserError for that with γ > 0 (BDIA's past would be another trajectory) or
+    on levels that are not EDM's.
+    """
+    _check_gamma(gamma)
+    if not (S_churn >= 0 and S_noise >= 0):
+        raise UserError(
+            f"sampler.S_churn={S_churn} and sampler.S_noise={S_noise} must be 0 or more"
+        )
+    if S_churn and gamma:
+        raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
+    if S_churn and not all(map(is_edm, grid)):
+        raise UserError("sampler.S_churn needs the levels of EDM: choose grid=karras")
+    _check_refine(refine)
+    most = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
+    past: Estimate | None = None
+    for s, t in pairwise(grid):
+        if S_churn:
+            fresh = noise(z)  # drawn at every step, used or not: as EDM's generator does it
+            noisier = edm(s.sigma * (1 + most)) if S_min <= s.sigma <= S_max else s
+            z = z + math.sqrt(noisier.sigma**2 - s.sigma**2) * S_noise * fresh
+            s = noisier
+        now = model(z, s)
+        base = z
+        if gamma and past:
+            base = (1 - gamma) * z + gamma * _average(past, now, past.level, s)
+        z = transfer(base, now.eps, s, t)
+        if t.sigma != 0:
+            z = _average(now._replace(z=base), model(z, t), s, t)
+        past = now._replace(z=base) if refine == "hat" else now
+        yield z
+
+
+def _average(start: Estimate, other: Estimate, s: Level, t: Level) -> Tensor:
+    """From start's state at s to t along the mean of the two noise estimates."""
+    return transfer(start.z, (start.eps + other.eps) / 2, s, t)
+
+
+def _check_refine(refine: str) -> None:
+    if refine not in ("literal", "hat"):
+        raise UserError(
+            f"sampler.refine={refine!r} is unknown{nearest(refine, ['literal', 'hat'])}"
+        )
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma >= 0:
+        raise UserError(f"sampler.gamma={gamma} must not be negative; the papers use 0 to 1")
+
+
+# -- two states ----------------------------------------------------------------------------------
+
+
+def coupled(
+    model: Denoiser, pair: Pair, grid: Grid, coupling: Coupling, *, undo: bool = False
+) -> Iterator[Pair]:
+    """Two states, moved along the grid by a coupling; or, with `undo`, back along grid[::-1]."""
+    steps = list(enumerate(pairwise(grid)))
+    for place, (s, t) in reversed(steps) if undo else steps:
+        move = coupling.undo if undo else coupling.step
+        pair = move(model, pair, s, t, place)
+        yield pair
+
+
+def edict(
+    model: Denoiser, z: Tensor, grid: Grid, *, p: float = 0.93, alternate: bool = False
+) -> Iterator[Tensor]:
+    """EDICT from two equal states; yields the first one [BDIA 11-14]."""
+    for first, _ in coupled(model, (z, z), grid, EDICT(p, alternate)):
+        yield first
+
+
+def cbdia(
+    model: Denoiser, z: Tensor, grid: Grid, *, gamma1: float, gamma2: float
+) -> Iterator[Tensor]:
+    """Coupled BDIA from two equal states; yields y, which at (0, 1) is BDIA's [BDIA 43-46]."""
+    for _, second in coupled(model, (z, z), grid, CBDIA(gamma1, gamma2)):
+        yield second

@@ -1,0 +1,157 @@
+"""Rules: from the trail of evaluations to the next state.
+
+A rule is a function of (trail, level). It may look back as far as it likes; the loops of
+`samplers.loops` keep the trail. Every rule chooses a noise for one `transfer`: the newest one
+(`ddim`), a mean of several (`plms`, `deis`), or that of an extrapolated clean image (`dpmpp`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError, nearest
+from bdia_exp.samplers.core import Estimate, Level, transfer
+from bdia_exp.samplers.schedules import linear_vp_time
+
+
+def ddim(trail: Sequence[Estimate], t: Level) -> Tensor:
+    """DDIM: along the newest estimate's line [BDIA 6-7]. On EDM levels this is Euler's step."""
+    return trail[-1].at(t)
+
+
+def leapfrog(trail: Sequence[Estimate], t: Level) -> Tensor:
+    """The midpoint rule: from the past state over both steps along the newest noise.
+
+    The first step is `ddim`. Where α ≡ 1 this is BDIA-DDIM with γ = 1.
+    """
+    past, now = trail[-2:] if len(trail) > 1 else (trail[-1], trail[-1])
+    return transfer(past.z, now.eps, past.level, t)
+
+
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def plms(trail: Sequence[Estimate], t: Level, *, order: int = 4) -> Tensor:
+    """Adams-Bashforth weights of the noise, as if the levels were evenly spaced [PNDM PLMS].
+
+    While the trail is shorter than `order`, of the order that it allows: iPNDM, as DEIS names it.
+    Raises UserError for an order outside 1 to 4.
+    """
+    _check_order(order)
+    weights = ADAMS_BASHFORTH[min(order, len(trail)) - 1]
+    return trail[-1]._replace(eps=_mixed(trail[::-1], weights)).at(t)
+
+
+CLOCKS: dict[str, Callable[[float], float]] = {
+    "rho": lambda rho: rho,
+    "log_rho": math.log,
+    "vp_time": linear_vp_time,
+}
+"""Functions of ρ = σ/α in which `deis` takes the noise for a polynomial."""
+
+
+def deis(trail: Sequence[Estimate], t: Level, *, order: int = 3, clock: str = "vp_time") -> Tensor:
+    """Exponential Adams-Bashforth: the noise as a polynomial in a clock, integrated over ρ = σ/α.
+
+    [DEIS tAB, ρAB]. clock="vp_time" is the paper's tAB, "rho" its ρAB; "log_rho" is what diffusers
+    calls DEIS. `order` counts the evaluations that are used: order 4 is the paper's tAB3. Steps
+    with a shorter trail are of the order that it allows.
+
+    Raises UserError for an order outside 1 to 4 or an unknown clock.
+    """
+    _check_order(order)
+    if clock not in CLOCKS:
+        raise UserError(f"clock={clock!r} is unknown{nearest(clock, CLOCKS)}")
+    return along(latest(trail, order), trail[-1], t, clock)
+
+
+def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
+    """DPM-Solver++(2M): along the line of an extrapolated clean image [BDIA 64].
+
+    x̄ = x̂ + (x̂ − x̂_past)/2r, r the past step over the next one in λ = log α/σ. The first step and
+    those that meet σ = 0 or α = 0, where λ is infinite, are `ddim`.
+    """
+    now, *past = latest(trail, 2)
+    if not past or any(e.rho in (0, math.inf) for e in (t, now.level, past[0].level)):
+        return now.at(t)
+    ahead = math.log(now.level.rho / t.rho)
+    behind = math.log(past[0].level.rho / now.level.rho)
+    x = now.x + ahead / (2 * behind) * (now.x - past[0].x)
+    return Estimate.from_x(now.level, now.z, x).at(t)
+
+
+def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
+    """The last `count` estimates at different levels, newest first.
+
+    A grid may visit a level twice (`grids.quad`); a polynomial can pass only one of them.
+    """
+    found: list[Estimate] = []
+    for estimate in reversed(trail):
+        if len(found) < count and all(estimate.level.rho != e.level.rho for e in found):
+            found.append(estimate)
+    return found
+
+
+def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
+    """From the state of `start` to level t, with the noise a polynomial through `estimates`.
+
+    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ. No polynomial
+    reaches ρ = ∞: to and from pure noise it is the line of `start`, and as a node that is left out.
+    """
+    if t.is_noise or start.level.is_noise:
+        return start.at(t)
+    estimates = [estimate for estimate in estimates if not estimate.level.is_noise]
+    nodes = tuple(estimate.level.rho for estimate in estimates)
+    if clock == "log_rho" and 0 in nodes:
+        raise UserError("clock=log_rho has no place for a clean level: choose vp_time or rho")
+    weights = _mean_weights(nodes, start.level.rho, t.rho, clock)
+    return transfer(start.z, _mixed(estimates, weights), start.level, t)
+
+
+def _mixed(estimates: Sequence[Estimate], weights: Sequence[float]) -> Tensor:
+    """Σ_j w_j ε_j of the first estimates."""
+    mixed = weights[0] * estimates[0].eps
+    for weight, estimate in zip(weights[1:], estimates[1:], strict=False):
+        mixed = mixed + weight * estimate.eps
+    return mixed
+
+
+@cache
+def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str) -> list[float]:
+    """What each node's value weighs in the mean, over ρ from start to end, of the polynomial.
+
+    The mean is taken by Gauss's rule after ρ = end + (start − end) u⁴, which also tames the
+    logarithm at ρ = 0.
+    """
+    time = CLOCKS[clock]
+    at = [time(node) for node in nodes]
+    weights = [0.0] * len(nodes)
+    for u, share in _gauss_legendre():
+        here = time(end + (start - end) * u**4)
+        for j, own in enumerate(at):
+            basis = math.prod((here - a) / (own - a) for i, a in enumerate(at) if i != j)
+            weights[j] += 4 * u**3 * share * basis
+    return weights
+
+
+@cache
+def _gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
+    """Nodes in (0, 1) and their weights, which add to 1: Golub and Welsch's eigenproblem."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    off_diagonal = k / (4 * k**2 - 1).sqrt()
+    matrix = torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
+
+
+def _check_order(order: int) -> None:
+    if not 1 <= order <= 4:
+        raise UserError(f"order={order} must be 1, 2, 3 or 4")

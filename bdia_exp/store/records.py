@@ -1,0 +1,94 @@
+"""Records: what was run, what came out, from which commit."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bdia_exp.errors import UserError
+from bdia_exp.store.files import write_text
+
+PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "hydra-core", "omegaconf")
+
+Record = dict[str, Any]
+"""One JSON object. Its `identity` is what decided the images; the rest is what came out."""
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Eight hex digits that name this identity, whatever the order of its keys."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def provenance() -> Record:
+    """Commit, versions and machine that a result came from."""
+    versions = {"bdia-exp": version("bdia-exp"), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"commit": commit(), "versions": versions, "platform": machine}
+
+
+def commit() -> str:
+    """The commit of the source tree we run from, marked `+` if it was changed since."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if not git("ls-files", "--", Path(__file__).name):
+            return "not in a git checkout"
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return "git is not installed"
+
+
+def save(path: Path, record: Record) -> None:
+    write_text(path, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def load(path: Path) -> Record | None:
+    """The record at `path`, or None if there is none. Raises UserError if it is not readable."""
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+        return record
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it and run again") from None
+
+
+def require_same(
+    path: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    advice: str = "choose another out= or remove that folder",
+) -> None:
+    """Refuses to mix two experiments in one folder. Raises UserError naming what differs."""
+    new = json.loads(json.dumps(new, default=str))
+    differs = sorted(_differences(old, new))
+    if differs:
+        raise UserError(f"{path} holds another experiment ({'; '.join(differs[:4])}): {advice}")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new})
+        return [
+            text
+            for key in keys
+            for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    was, now = ("the default" if value is None else value for value in (old, new))
+    return [] if old == new else [f"{name} was {was}, now {now}"]

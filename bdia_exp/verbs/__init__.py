@@ -1,0 +1,39 @@
+"""The verbs: a file for each, with the verb's name. READ `sample` SECOND, after core.py.
+
+A file declares its verb with `VERB = Verb(function, asks)`. Its configuration, with defaults, help
+and an example, is configs/NAME.yaml. There is no other list of verbs than these files.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What the command line must know of a verb."""
+
+    function: Callable[..., Any]
+    asks: type
+    """The dataclass that the function takes first; its fields are the verb's keys."""
+    parallel: bool = False
+    """Whether several processes can share its work (-p)."""
+    composes: str | None = None
+    """The verb that this one runs. The function then takes `compose`, from overrides to what that
+    verb is asked for."""
+    lists: bool = False
+    """Whether the function takes `listing`, the models that can be chosen."""
+
+
+def names() -> list[str]:
+    """Every verb."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if not file.stem.startswith("_"))
+
+
+def verb(name: str) -> Verb:
+    """What the file of a verb declares."""
+    found: Verb = importlib.import_module(f"{__name__}.{name}").VERB
+    return found

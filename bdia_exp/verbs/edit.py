@@ -1,0 +1,79 @@
+"""`edit`: images to noise, and back under another class or prompt."""
+
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.settings import Editing
+from bdia_exp.jobs.trip import Trip
+from bdia_exp.jobs.trip_errors import (
+    about_noise,
+    autoencoder_sentence,
+    difference,
+    errors,
+    noise_sentence,
+    pixel_errors,
+    share_of,
+)
+from bdia_exp.metrics.features import Extractor
+from bdia_exp.models import require_class
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+
+def edit(asked: Editing) -> Record:
+    """Images to noise under their class or prompt, and back under another. Returns its record.
+
+    The reconstruction, back under their own, is made too.
+    """
+    trip = Trip.prepared(asked, "edit")
+    if trip.done:
+        return trip.run.before
+    extractor = _checked(asked, trip)
+    there = trip.to_noise(asked.states)
+    back, away = trip.decode(there), trip.decode(there, asked.to)
+    same, pictures = trip.decoded(back), trip.decoded(away)
+    numbers = {
+        "nfe": there.nfe,
+        "nfe_back": away.nfe,
+        **about_noise(trip, there),
+        **pixel_errors(trip, same),
+        "edit_distance": errors(pictures, trip.images),
+    }
+    if extractor:
+        assert isinstance(asked.to, int)
+        numbers["classified_as_to"] = share_of(extractor, pictures, asked.to)
+    rows: dict[str, Tensor] = {
+        "input": trip.images,
+        "reconstruction": same,
+        "edit" if trip.model.takes_text else f"edit, class {asked.to}": pictures,
+        "difference": difference(pictures, trip.images, 1),
+    }
+    return trip.finish(rows, pictures, numbers, _sentence(asked, numbers))
+
+
+def _checked(asked: Editing, trip: Trip) -> Extractor | None:
+    """The classifier, if one is asked for. Raises UserError for a class that there is not."""
+    if not trip.model.takes_text:
+        if not isinstance(asked.to, int):
+            raise UserError(f"to={asked.to}: this model takes no text; give the number of a class")
+        require_class(trip.model, "to", asked.to)
+    if not asked.classify:
+        return None
+    extractor = asked.features.make(device=trip.device)
+    if extractor.classes != trip.model.num_classes:
+        raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
+    return extractor if isinstance(asked.to, int) else None
+
+
+def _sentence(asked: Editing, numbers: Record) -> str:
+    text = (
+        f"{noise_sentence(numbers)}\nreconstruction: RMS {numbers['pixel_error']['rms']:.3f} of "
+        f"255 from the input{autoencoder_sentence(numbers)}; edit: RMS "
+        f"{numbers['edit_distance']['rms']:.1f}"
+    )
+    if (share := numbers.get("classified_as_to")) is not None:
+        text += f"\nthe classifier sees class {asked.to} in {100 * share:.1f} % of the edits"
+    return text
+
+
+VERB = Verb(edit, Editing)

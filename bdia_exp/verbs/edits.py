@@ -1,0 +1,122 @@
+"""`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bdia_exp.console import positive, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
+from bdia_exp.overrides import entries, key_of, quoted, split
+from bdia_exp.report import figures
+from bdia_exp.report.markdown import markdown_table
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.images import ImageSet, contact_sheet
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+from bdia_exp.verbs.edit import edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing(Asked):
+    """Images, an edit, and the methods that make it."""
+
+    images: str
+    limit: int | None
+    class_: int | None
+    prompt: Phrase | None
+    to: int | Phrase
+    methods: list | str
+    settings: Overrides | None
+    steps: int
+    strength: float
+    guidance: float
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        positive("steps", self.steps)
+
+
+SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "device")
+"""The keys that every run of `edit` gets as they are."""
+
+
+def edits(asked: Comparing, compose: Compose) -> Record:
+    """Runs `edit` for every method with the same number of steps, then draws the sheet.
+
+    Methods that are done already are not done again. Returns the records by method.
+    """
+    plain = asked.plain()
+    common = [f"{key}={_as_word(plain[key])}" for key in SHARED if plain[key] is not None]
+    more = split("settings", asked.settings)
+    settled = {*SHARED, "nfe", "out", "sampler"}
+    if both := sorted(settled & {key_of(word) for word in more}):
+        raise UserError(f"settings: {both[0]}= is a key of edits, or its methods': give it there")
+    chosen = entries("methods", asked.methods, "sampler", within=("grid",))
+    plan = {label: [*common, *more, *how] for label, how in chosen.items()}
+    root = folder_of(asked.out, f"edits-{records.digest(plan)}")
+    made: Record = {}
+    for label, words in plan.items():
+        first = compose(words)
+        # No cost depends on the schedule.
+        nfe = evaluations(first.sampler.make, first.grid.make(asked.steps, linear_vp()))
+        folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
+        say(f"-- {label}")
+        made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
+    _draw(made, root, asked.images)
+    return made
+
+
+def _draw(made: Record, root: Path, images: str) -> None:
+    strips: dict[str, Path | Image.Image] = {}
+    rows = []
+    for label, record in made.items():
+        found = ImageSet(record["config"]["out"]).read(range(record["images"]))
+        if not strips:
+            channels, height, width = found.shape[1:]
+            source = ImageSet(images, fit=(channels, height, width))
+            strips["input"] = contact_sheet(source.read(range(len(found))), len(found))
+        spent = record["nfe"] + record["nfe_back"]
+        strips[f"{label}: {spent} evaluations"] = contact_sheet(found, len(found))
+        own = record.get("inversion_error", record["pixel_error"])
+        rows.append(
+            [
+                label,
+                f"{own['rms']:.3f}",
+                f"{record['pixel_error']['rms']:.3f}",
+                f"{record['edit_distance']['rms']:.1f}",
+                f"{record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f})",
+                f"{record['nfe']} + {record['nfe_back']}",
+            ]
+        )
+    figures.side_by_side(strips, root / "sheet.png")
+    heads = ["method", "inversion", "reconstruction", "edit", "noise", "evaluations"]
+    config: dict[str, Any] = next(iter(made.values()))["config"]
+    what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
+    lines = [
+        f"# Edits {what}to {config['to']!r}",
+        "![Edits](sheet.png)",
+        "RMS of pixels, of 255: what the round trip alone does to the images, the reconstruction "
+        "from the input (with what an autoencoder loses), the edit from the input. Noise: RMS of "
+        "the inverted images, and what images noised at random have. Evaluations: to noise and "
+        "back.",
+        markdown_table(heads, rows),
+    ]
+    write_text(root / "edits.md", "\n\n".join(lines) + "\n")
+    records.save(root / "edits.json", made)
+    say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
+
+
+def _as_word(value: Any) -> str:
+    return str(value) if isinstance(value, (int, float)) else quoted(value)
+
+
+VERB = Verb(edits, Comparing, composes="edit")

@@ -1,0 +1,243 @@
+"""`exactness`: what inversion gives back, there and back again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bdia_exp import dist
+from bdia_exp.console import one_of, positive, progress
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Asked, Compose, folder_of
+from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.problems import Problem, last, problems_of, rms
+from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.report import figures
+from bdia_exp.report.markdown import finite, markdown_table, publish, short
+from bdia_exp.samplers import fixedpoint, inversion
+from bdia_exp.samplers.core import Denoiser, Grid
+from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
+from bdia_exp.store.cache import Cells
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+TIMES = ("target", "own")
+"""Of DDIM's inversion: which level the network is asked about."""
+
+WAYS = {"image": "image → noise → image", "noise": "noise → image → noise"}
+"""Where a round trip begins and ends."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An inversion, what it was made of and the grid to run it on."""
+
+    label: str
+    way: Inversion
+    state: str
+    config: Record
+    grid: Callable[..., Grid]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proving(Asked):
+    """Problems, methods, numbers of steps, and how states are held."""
+
+    problems: list | str
+    gammas: list | str | float
+    samplers: list | str
+    steps: list | str | int
+    states: list | str
+    count: int
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        positive("count", self.count)
+
+
+def exactness(asked: Proving, compose: Compose) -> Record:
+    """Runs every round trip and returns what it wrote.
+
+    Raises UserError for what it does not know, or cannot invert, before anything runs.
+    """
+    wanted = sorted(whole_numbers("steps", asked.steps))
+    device = dist.device(asked.device)
+    given = asked.states.split(",") if isinstance(asked.states, str) else asked.states
+    states = [*dict.fromkeys(given)]
+    if not states:
+        raise UserError(f"give states=: any of {', '.join(inversion.STATES)}")
+    for state in states:
+        one_of("states", state, inversion.STATES)
+    methods = _methods(numbers("gammas", asked.gammas), asked.samplers, states, compose)
+    begun = problems_of(asked.problems, asked.count, device, compose)
+    root = folder_of(asked.out, "exactness")
+    cells = Cells(root, plainly)
+    drawn = []
+    with progress(len(begun) * len(methods) * len(wanted) * len(WAYS), "trip") as bar:
+        for problem in begun:
+            rows = [
+                _row(problem, method, start, wanted, cells, bar)
+                for start in WAYS
+                for method in methods
+            ]
+            about = {key: getattr(problem, key) for key in ("name", "about", "identity")}
+            drawn.append({**about, "rows": rows})
+    study: Record = {
+        "command": "exactness",
+        **cells.made,
+        "device": dist.device_name(device),
+        "config": {"steps": wanted, "count": asked.count, "states": [*states]},
+        "problems": drawn,
+    }
+    publish(root, "exactness", study, _markdown(study), figures.round_trips)
+    return study
+
+
+def _methods(
+    gammas: list[float], samplers: list | str, states: list[str], compose: Compose
+) -> list[Method]:
+    """BDIA-DDIM with every γ, then the samplers beside it, each with the states it can have."""
+    for gamma in gammas:
+        if not 0 < gamma <= 1:
+            raise UserError(f"gammas={gamma:g} must be above 0 and at most 1 to be undone")
+    rows = {f"bdia_ddim γ={g:g}": ["sampler=bdia_ddim", f"sampler.gamma={g}"] for g in gammas}
+    rows |= entries("samplers", samplers, "sampler", within=("grid",)) if samplers else {}
+    found = []
+    for label, overrides in rows.items():
+        asked = compose(overrides)
+        config = {"sampler": asked.sampler.config, "grid": asked.grid.config}
+        of = partial(inversion.of, asked.sampler.make)
+        plain = of()
+        has_fixed = isinstance(plain, BDIAInversion) and plain.gamma > 0
+        for state in states:
+            if state == "fixed" and not has_fixed:
+                continue
+            if isinstance(plain, DDIMInversion):
+                ways = {f"{label}, time {time}": of(state=state, time=time) for time in TIMES}
+            else:
+                ways = {label: of(state=state)}
+            for name, way in ways.items():
+                time = {"time": way.time} if isinstance(way, DDIMInversion) else {}
+                found.append(Method(name, way, state, config | time, asked.grid.make))
+    return found
+
+
+def _row(
+    problem: Problem, method: Method, start: str, steps: list[int], cells: Cells, bar: tqdm
+) -> Record:
+    """The errors of a method's round trips, for every number of steps."""
+    made = []
+    for n in steps:
+        identity = {
+            **problem.identity,
+            **method.config,
+            "state": method.state,
+            "start": start,
+            "steps": n,
+        }
+        name = f"{problem.name}-{start}-{method.label}-{method.state}-{n}"
+        made.append(cells.get(name, identity, partial(_trip, problem, method, start, n)))
+        bar.update()
+    eps = 0.0 if method.state == "fixed" else torch.finfo(inversion.STATES[method.state]).eps
+    exact = not isinstance(method.way, DDIMInversion)
+    return {
+        "start": start,
+        "method": method.label,
+        "state": method.state,
+        "config": method.config,
+        "amplification": method.way.amplification,
+        "predicted": [method.way.amplification**n * eps if exact else None for n in steps],
+        **{key: [cell[key] for cell in made] for key in ("rms", "max", "scale", "latent", "bits")},
+        "outside": [cell["outside"] for cell in made],
+    }
+
+
+def _trip(problem: Problem, method: Method, start: str, steps: int) -> Record:
+    """One round trip. Errors are over all elements, relative to the RMS of the first state."""
+    grid = method.grid(steps, problem.schedule)
+    x = problem.images if start == "image" else problem.noise(grid[0])
+    x = x.to(inversion.STATES[method.state])
+    trip = from_image if start == "image" else from_noise
+    first, kept, back = trip(method.way, problem.denoiser, x, grid)
+    error, scale = (back - first).double(), rms(first)
+    bits = outside = None
+    if method.state == "fixed":
+        log = fixedpoint.Log.from_tensors(kept)
+        bits, outside = sum(log.bits()) / steps, log.wrapped + log.clipped
+    return {
+        "rms": finite(rms(error) / scale),
+        "max": finite(float(error.abs().max()) / scale),
+        "scale": scale,
+        "latent": finite(rms(kept["z"])),
+        "bits": bits,
+        "outside": outside,
+    }
+
+
+Trip = tuple[Tensor, inversion.Kept, Tensor]
+"""Where it began, what was kept at the turn, and where it came back to."""
+
+
+def from_image(way: Inversion, model: Denoiser, x: Tensor, grid: Grid) -> Trip:
+    """To noise and back; `grid` runs from noise to data."""
+    if isinstance(way, FixedPointInversion):
+        x = fixedpoint.value(fixedpoint.quantise(x))
+    kept = last(way.encode(model, x, grid))
+    return x, kept, last(way.decode(model, kept, grid))["z"]
+
+
+def from_noise(way: Inversion, model: Denoiser, z: Tensor, grid: Grid) -> Trip:
+    """To a clean state by sampling, and back from all that the last step left."""
+    if isinstance(way, FixedPointInversion):
+        z = fixedpoint.value(fixedpoint.quantise(z))
+    kept = last(way.decode(model, {"z": z, "y": z}, grid, same=False))
+    if isinstance(way, FixedPointInversion):
+        pair = kept["past.fixed"], kept["z.fixed"]
+        log = fixedpoint.Log.from_tensors(kept)
+        back, _ = last(fixedpoint.undo(model, pair, grid, log))
+        return z, kept, fixedpoint.value(back)
+    return z, kept, last(way.encode(model, kept, grid))["z"]
+
+
+def _markdown(study: Record) -> str:
+    steps = study["config"]["steps"]
+    most = steps[-1]
+    parts = [
+        "# Exactness of inversion",
+        f"RMS error over all elements of {study['config']['count']} states after a round trip of "
+        "N steps each way, relative to the RMS of the state where it began. Predicted: the machine "
+        "epsilon of the state, enlarged at every step by what undoing a step enlarges an error by "
+        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted): a scale, no "
+        "bound, for the network has a part, too, and turns a rounding into one of its float32. "
+        "Latent: RMS of the state at the turn. Side: bits of side information an element and step, "
+        "in fixed point; outside: numbers that left its range, which cost side information and no "
+        "exactness. An error of 0 means every bit.",
+        "![Error of round trips](exactness.png)",
+    ]
+    heads = ["method", "state", *(f"N = {n}" for n in steps)]
+    heads += [f"{what}, N = {most}" for what in ("max", "predicted", "latent", "side", "outside")]
+    for problem in study["problems"]:
+        parts += [f"## {problem['name']}", f"{problem['about']}."]
+        for start, title in WAYS.items():
+            rows = [
+                [
+                    row["method"],
+                    row["state"],
+                    *map(short, row["rms"]),
+                    *(short(row[key][-1]) for key in ("max", "predicted", "latent")),
+                    "–" if row["bits"][-1] is None else f"{row['bits'][-1]:.2f}",
+                    "–" if row["outside"][-1] is None else str(row["outside"][-1]),
+                ]
+                for row in problem["rows"]
+                if row["start"] == start
+            ]
+            parts += [f"### {title}", markdown_table(heads, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+VERB = Verb(exactness, Proving, composes="sample")

@@ -1,0 +1,22 @@
+"""`invert`: images to noise, with what the way back needs."""
+
+from bdia_exp.jobs.settings import Inverting
+from bdia_exp.jobs.trip import STATES_FILE, Trip, save_states
+from bdia_exp.jobs.trip_errors import about_noise, as_pictures, noise_sentence
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+
+def invert(asked: Inverting) -> Record:
+    """Images to noise: keeps what the way back needs. Returns the record that it wrote."""
+    trip = Trip.prepared(asked, "invert")
+    if trip.done:
+        return trip.run.before
+    there = trip.to_noise()
+    numbers = {"nfe": there.nfe, **about_noise(trip, there)}
+    save_states(trip.run.root / STATES_FILE, there.kept)
+    rows = {"input": trip.images, "noise": as_pictures(there.last("z"))}
+    return trip.finish(rows, None, numbers, noise_sentence(numbers))
+
+
+VERB = Verb(invert, Inverting)

@@ -1,0 +1,32 @@
+"""`models`: what can be chosen with model=NAME."""
+
+from dataclasses import dataclass
+
+from bdia_exp.console import say
+from bdia_exp.jobs.asked import Asked
+from bdia_exp.sources import checkpoints
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+ABSENT = {"fetch": "to be fetched", "hub": "to be fetched", "random": "made on the spot"}
+"""What is said of a checkpoint that is not here, by the first word of its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(Asked):
+    """Nothing."""
+
+
+def models(asked: Listing, listing: Record) -> Record:
+    """Prints the models that can be chosen, whether their checkpoint is there, and its size."""
+    for name, entry in listing.items():
+        state = "needs model.checkpoint=PATH"
+        if checkpoint := entry["checkpoint"]:
+            state = ABSENT.get(checkpoint.partition(":")[0], "missing")
+            if path := checkpoints.present(checkpoint):
+                state = f"ready ({path.stat().st_size / 1e6:.1f} MB)"
+        say(f"model={name:16} {state:28} {entry['about']}")
+    return listing
+
+
+VERB = Verb(models, Listing, lists=True)

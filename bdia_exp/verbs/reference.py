@@ -1,0 +1,55 @@
+"""`reference`: the statistics of a set of images, to score others against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdia_exp import dist
+from bdia_exp.console import say
+from bdia_exp.jobs.asked import Choice
+from bdia_exp.jobs.scoring import image_set, require_size, score_set
+from bdia_exp.jobs.settings import Computing
+from bdia_exp.metrics.features import Extractor
+from bdia_exp.metrics.frechet import require_enough
+from bdia_exp.metrics.moments import Statistics
+from bdia_exp.metrics.score import Score
+from bdia_exp.store import records
+from bdia_exp.verbs import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referring(Computing):
+    """A set of images, and the features that its statistics are made of."""
+
+    images: str
+    out: str
+    features: Choice[Callable[..., Extractor]]
+    keep: bool
+    resize: int | None
+    limit: int | None
+
+
+def reference(asked: Referring) -> Statistics:
+    """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
+    device = dist.device(asked.device)
+    require_size(asked.resize)
+    found = image_set(asked.images)
+    count = len(found.first(asked.limit))
+    dist.start(device)
+    extractor = asked.features.make(device=device)
+    require_enough(count, extractor.dim)
+    scorer = Score(extractor, None, keep=asked.keep, resize=asked.resize)
+    score_set(scorer, found, count, asked.batch)
+    statistics = scorer.statistics()
+    assert statistics.meta is not None
+    statistics.meta |= {"images": str(found.path), **records.provenance()}
+    if dist.rank() == 0:
+        name = asked.out if asked.out.endswith(".npz") else f"{asked.out}.npz"
+        file = Path(name).expanduser()
+        statistics.save(file)
+        say(f"{file}: {scorer.note}, statistics of {statistics.count} images")
+    dist.barrier()
+    return statistics
+
+
+VERB = Verb(reference, Referring, parallel=True)

@@ -1,0 +1,141 @@
+"""`reproduce`: the runs of an experiment that are missing, then its tables."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdia_exp import dist
+from bdia_exp.console import duration, positive, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs import experiments
+from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
+from bdia_exp.jobs.experiments import Run
+from bdia_exp.jobs.plan import Costs, Needs, absent, described
+from bdia_exp.overrides import split
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+from bdia_exp.verbs.sample import sample
+from bdia_exp.verbs.table import Tabling, report_of, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproducing(Asked):
+    """An experiment, how much of it, and what is changed in every cell."""
+
+    experiment: Record
+    out: str | None
+    limit: int | None
+    cells: str | int | None
+    repeats: int | None
+    report: str | None
+    batch: int | None
+    device: str
+    overrides: Overrides | None
+    dry_run: bool
+    tflops: float
+
+    def check(self) -> None:
+        super().check()
+        report_of(self.experiment, self.report)
+        for key in ("batch", "repeats", "limit"):
+            if (value := getattr(self, key)) is not None:
+                positive(key, value)
+        if not self.tflops > 0:
+            raise UserError(f"tflops={self.tflops} must be more than 0")
+
+    @property
+    def images(self) -> int:
+        """Images of a run."""
+        full: int = self.experiment["images"]
+        return min(self.limit or full, full)
+
+    @property
+    def root(self) -> Path:
+        """Where the tables and the cells are."""
+        name = self.experiment["name"]
+        if self.images < self.experiment["images"]:
+            name += f"-{self.images}"
+        if more := split("overrides", self.overrides):
+            name += f"-{records.digest({'overrides': more})}"
+        return folder_of(self.out, name)
+
+
+def reproduce(asked: Reproducing, compose: Compose) -> Record:
+    """Runs the cells of an experiment that are missing, then draws its tables.
+
+    Cells that cannot run here are named with what they lack, and the others run.
+    Raises UserError at the end if there were any.
+    """
+    dist.start(dist.device(asked.device))
+    plan = _plan(asked, compose)
+    # Rank 0 decides for all: on every rank the same runs follow each other.
+    todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
+    costs = Costs()
+    title = asked.experiment["title"]
+    say(described(title, plan, {*todo}, costs, asked.tflops))
+    if asked.dry_run:
+        for file in sorted({f for i in todo for f in absent(plan[i])}):
+            say(f"  not here yet: {file}")
+        return {}
+
+    lacking = _lacking(plan, todo)
+    _run([plan[i] for i in todo if i not in lacking], costs)
+    drawn: Record = {}
+    if len(lacking) < len(plan):
+        report = report_of(asked.experiment, asked.report)
+        given = Tabling(experiment=asked.experiment, out=str(asked.root), report=report)
+        drawn = table(given)
+    if lacking:
+        reasons = dict.fromkeys(why for whys in lacking.values() for why in whys)
+        raise UserError(
+            "\n  ".join([f"{len(lacking)} of {len(plan)} runs could not start:", *reasons])
+        )
+    return drawn
+
+
+def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
+    """Every run of the cells that are asked for."""
+    experiment = asked.experiment
+    cells = experiments.cells_of(experiment, asked.root)
+    repeats = experiment.get("repeats", 1) if asked.repeats is None else asked.repeats
+    positive("repeats", repeats)
+    return experiments.runs_of(
+        experiments.chosen(cells, asked.cells, experiment["name"]),
+        images=asked.images,
+        stride=experiment["images"],
+        repeats=repeats,
+        settings=[f"device={asked.device}", *([f"batch={asked.batch}"] if asked.batch else [])],
+        defaults=experiment.get("settings", []),
+        overrides=split("overrides", asked.overrides),
+        compose=compose,
+    )
+
+
+def _lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
+    """The runs that cannot start on some rank, and why."""
+    needs = Needs()
+    lacking: dict[int, list[str]] = {}
+    for theirs in dist.gather({i: needs.lacking(plan[i]) for i in todo}):
+        for i, why in theirs.items():
+            if why:
+                lacking[i] = [*lacking.get(i, []), *why]
+    return lacking
+
+
+def _run(ready: list[Run], costs: Costs) -> None:
+    """One run after the other, with the time that is left."""
+    weights = [sum(costs.flops([run]) or (run.evaluations,)) for run in ready]
+    began = time.perf_counter()
+    for number, run in enumerate(ready):
+        left = ""
+        if spent := sum(weights[:number]):
+            pace = (time.perf_counter() - began) / spent
+            left = f", about {duration(pace * sum(weights[number:]))} left"
+        say(f"[{number + 1}/{len(ready)}] {run.cell.name}, seeds {run.asked.seeds}{left}")
+        sample(run.asked)
+    if ready:
+        say(f"all of them took {duration(time.perf_counter() - began)}")
+
+
+VERB = Verb(reproduce, Reproducing, parallel=True, composes="sample")

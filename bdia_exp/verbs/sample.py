@@ -1,0 +1,150 @@
+"""`sample`: from seeds to images, and their score if it is asked for."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bdia_exp import dist
+from bdia_exp.console import progress, say
+from bdia_exp.jobs.identity import claim, identity_of, same_score
+from bdia_exp.jobs.sampling import Job, Places, stream
+from bdia_exp.jobs.scoring import scorer_of
+from bdia_exp.jobs.settings import Sampling
+from bdia_exp.metrics.score import Score
+from bdia_exp.store.files import save_image
+from bdia_exp.store.images import contact_sheet
+from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
+from bdia_exp.verbs import Verb
+
+
+def sample(asked: Sampling) -> Record:
+    """Generates images, and scores them if asked. Returns the record that it wrote."""
+    wanted = asked.wanted
+    device = dist.device(asked.device)
+    if asked.noise_device == "cuda":
+        dist.device("cuda")
+    dist.start(device)
+    run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
+    if run.complete and _as_before(asked, run.before["config"]):
+        say(f"{run.root} is complete: nothing to do")
+        return run.before
+    job = Job.of(asked, device)
+    scorer = None
+    if asked.score:
+        scorer = scorer_of(asked, device, asked.batch)
+        scorer.require_enough(len(wanted))
+        scorer.require_prompts(job.model.takes_text)
+
+    if dist.rank() == 0 and job.texts:
+        job.texts.prompts.write(run.root / "prompts.csv", wanted)
+    run.begin(_described(asked, job, run, device), asked.plain())
+    places = Places.of(run.root, asked.save, decode=asked.save != "latents" or scorer is not None)
+    tally, began = _Tally(), time.perf_counter()
+    with progress(len(wanted), "img") as bar:
+        batches = [wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch)]
+        for made in stream(job, batches, places, bar):
+            if made.nfe is not None and run.record["nfe"] is None:
+                run.note("nfe", made.nfe)
+            tally.add(made, asked.sheet)
+            if scorer and made.images is not None:
+                texts = job.texts(made.seeds).prompts if job.texts else None
+                scorer.update(made.images, made.labels, made.seeds, texts)
+    seconds = max(round(time.perf_counter() - began, 3), 0.001)  # of an idle rank
+    tally = tally.of_all_ranks()
+    numbers: Record = {"seconds": seconds, "sampled": tally.sampled}
+    numbers["images_per_second"] = round(tally.sampled / seconds, 3)
+    if scorer:
+        numbers["score"] = scorer.result()
+    if dist.rank() == 0:
+        _keep(asked, tally, places, run)
+    record = run.finish(numbers)
+    _tell(run, len(wanted))
+    dist.barrier()
+    return record
+
+
+def _as_before(asked: Sampling, config: Record) -> bool:
+    """Whether a complete run has what is asked for: its images kept alike, and its score."""
+    if config.get("save") != asked.save:
+        return False
+    return not asked.score or bool(config.get("score") and same_score(config, asked))
+
+
+def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record:
+    """What a record says before there are images."""
+    return {
+        "command": "sample",
+        **run.record,
+        "model": {"name": asked.model.name, **job.model.provenance},
+        "sampler": asked.sampler.name,
+        "grid": asked.grid.name,
+        "nfe": run.before.get("nfe"),
+        "steps": len(job.grid) - 1,
+        "images": len(asked.wanted),
+        "save": asked.save,
+        "processes": dist.world(),
+        "device": dist.device_name(device),
+        **(job.texts.provenance if job.texts else {}),
+    }
+
+
+@dataclass
+class _Tally:
+    """What a rank has made: images sampled, the contact sheet's images and labels, by seed."""
+
+    sampled: int = 0
+    shown: dict[int, Tensor] = field(default_factory=dict)
+    labels: dict[int, int] = field(default_factory=dict)
+
+    def add(self, made, most: int) -> None:
+        """Counts a batch; of its images at most `most` in all are kept."""
+        if made.nfe is not None:
+            self.sampled += len(made.seeds)
+        if made.labels is not None:
+            self.labels |= dict(zip(made.seeds, made.labels.tolist(), strict=True))
+        if made.images is not None:
+            room = max(most - len(self.shown), 0)
+            self.shown |= dict(list(zip(made.seeds, made.images, strict=True))[:room])
+
+    def of_all_ranks(self) -> "_Tally":
+        """Everything that all ranks have made."""
+        total = _Tally()
+        for rank in dist.gather(self):
+            total.sampled += rank.sampled
+            total.shown |= rank.shown
+            total.labels |= rank.labels
+        return total
+
+
+def _keep(asked: Sampling, tally: _Tally, places: Places, run: RunFolder) -> None:
+    """Writes the sheet and the labels, and packs or removes the images."""
+    wanted, folder = asked.wanted, places.images
+    if tally.shown:
+        first = [tally.shown[seed] for seed in wanted if seed in tally.shown][: asked.sheet]
+        columns = len(first) if len(first) <= 16 else math.isqrt(len(first) - 1) + 1
+        sheet = contact_sheet(torch.stack(first), columns)
+        save_image(run.root / "sheet.png", sheet)
+    if folder and tally.labels and asked.save != "scratch":
+        folder.label(wanted, [tally.labels[seed] for seed in wanted])
+    if folder and asked.save == "zip":
+        folder.pack(wanted)
+    if folder and asked.save == "scratch":
+        folder.remove()
+
+
+def _tell(run: RunFolder, count: int) -> None:
+    record = run.record
+    each = " (each of two rows: guidance)" if record.get("rows_per_evaluation") == 2 else ""
+    say(
+        f"{run.root}: {count} images, nfe {record['nfe']}{each}, "
+        f"{record['images_per_second']:.1f} images/s"
+    )
+    if "score" in record:
+        say(Score.sentence(record["score"]))
+
+
+VERB = Verb(sample, Sampling, parallel=True)

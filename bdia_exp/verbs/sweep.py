@@ -1,0 +1,132 @@
+"""`sweep`: FID over γ, NFE and samplers, as an experiment that is written on the spot."""
+
+from dataclasses import dataclass
+from itertools import product
+
+from bdia_exp import dist
+from bdia_exp.console import positive, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Asked, Compose, folder_of
+from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.report import figures
+from bdia_exp.report import tables as drawing
+from bdia_exp.samplers.cost import grid_for
+from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+from bdia_exp.verbs.reproduce import Reproducing, reproduce
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeping(Asked):
+    """Models, samplers, γs and NFEs."""
+
+    models: list | str
+    samplers: list | str
+    gammas: list | str | float
+    nfes: list | str | int
+    images: int
+    batch: int
+    device: str
+    out: str | None
+    dry_run: bool
+
+    def check(self) -> None:
+        super().check()
+        positive("images", self.images)
+        for gamma in numbers("gammas", self.gammas):
+            if not 0 <= gamma <= 1:
+                raise UserError(f"gammas={gamma:g} must be 0 to 1: 0 is the base method")
+
+
+def sweep(asked: Sweeping, compose: Compose) -> Record:
+    """Runs the missing cells with `reproduce`, then draws them; returns the tables.
+
+    Raises UserError for a γ that no sampler takes, and for an NFE below what one can spend.
+    """
+    experiment, notes = _experiment(asked, compose)
+    for note in notes:
+        say(note)
+    root = folder_of(asked.out, experiment["name"])
+    cells = Reproducing(
+        experiment=experiment,
+        out=str(root),
+        limit=None,
+        cells=None,
+        repeats=1,
+        report=None,
+        batch=asked.batch,
+        device=asked.device,
+        overrides=None,
+        dry_run=asked.dry_run,
+        tflops=30.0,
+    )
+    drawn = reproduce(cells, compose)
+    if drawn and dist.rank() == 0:
+        figures.heat_maps(drawn, root / "sweep.png")
+        write_text(root / "sweep.md", _markdown(drawn, notes))
+        say(f"written to {root}: sweep.md, sweep.png")
+    return drawn
+
+
+def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
+    """A table of γ over NFE for every model and sampler; and what they cannot spend, in words."""
+    wanted = sorted(whole_numbers("nfes", asked.nfes))
+    gammas = numbers("gammas", asked.gammas)
+    tables, notes = [], []
+    models = entries("models", asked.models, "model")
+    samplers = entries("samplers", asked.samplers, "sampler", within=("grid",))
+    for (model, of_model), (sampler, of_sampler) in product(models.items(), samplers.items()):
+        common = [*of_model, *of_sampler]
+        spent = {nfe: affordable(nfe, common, compose) for nfe in wanted}
+        name = sampler if len(models) == 1 else f"{model}, {sampler}"
+        tables.append(
+            {
+                "name": name,
+                "title": name,
+                "axis": "NFE",
+                "common": common,
+                "rows": {f"γ={g:g}": [f"sampler.gamma={g}"] for g in gammas},
+                "columns": {str(nfe): [f"nfe={nfe}"] for nfe in spent.values()},
+            }
+        )
+        if changed := [f"{nfe} → {used}" for nfe, used in spent.items() if nfe != used]:
+            notes.append(f"{name} cannot spend every NFE, so it ran at: {', '.join(changed)}.")
+    experiment = {
+        "name": f"sweep-{asked.images}",
+        "title": "FID over γ and NFE",
+        "images": asked.images,
+        "tables": tables,
+    }
+    return experiment, notes
+
+
+def affordable(nfe: int, overrides: list[str], compose: Compose) -> int:
+    """The most evaluations up to `nfe` that the sampler of these overrides can spend exactly."""
+    asked = compose(overrides)
+    grid, schedule = asked.grid.make, linear_vp()  # no cost depends on the schedule
+    for fewer in range(nfe, 0, -1):
+        try:
+            grid_for(asked.sampler.make, lambda steps: grid(steps, schedule), fewer)
+            return fewer
+        except UserError as error:
+            refusal = error
+    raise refusal
+
+
+def _markdown(drawn: Record, notes: list[str]) -> str:
+    """The tables, with the best γ of every column in a sentence."""
+    text = drawing.markdown(drawn)
+    best = []
+    for table in drawn["tables"]:
+        for column in table["columns"]:
+            cells = [cell for cell in table["cells"] if cell["column"] == column]
+            if cells:
+                least = min(cells, key=lambda cell: cell["fid"])
+                best.append(f"- {table['name']} at NFE {column}: {least['row']}")
+    parts = [text.strip(), *notes, "The least FID of each column is at:", "\n".join(best)]
+    return "\n\n".join([*parts, "![FID over γ and NFE](sweep.png)"]) + "\n"
+
+
+VERB = Verb(sweep, Sweeping, parallel=True, composes="sample")

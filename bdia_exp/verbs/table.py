@@ -1,0 +1,59 @@
+"""`table`: an experiment's tables, plot and sheet, from the records that are there."""
+
+from dataclasses import dataclass
+
+from bdia_exp import dist
+from bdia_exp.console import one_of, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs import experiments
+from bdia_exp.jobs.asked import Asked, folder_of
+from bdia_exp.report import figures, tables
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabling(Asked):
+    """An experiment, and where its records are."""
+
+    experiment: Record
+    out: str | None
+    report: str | None
+
+    def check(self) -> None:
+        super().check()
+        report_of(self.experiment, self.report)
+
+
+def report_of(experiment: Record, report: str | None) -> str:
+    """What a cell of several runs shows: as asked, or as the experiment has it."""
+    report = report or experiment.get("report", "mean")
+    one_of("report", report, list(tables.REPORTS))
+    return report
+
+
+def table(asked: Tabling) -> Record:
+    """Draws an experiment's tables, plot and sheet from its records, and prints the tables."""
+    experiment = asked.experiment
+    root = folder_of(asked.out, experiment["name"])
+    cells = experiments.cells_of(experiment, root)
+    scored = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
+    if not scored:
+        raise UserError(
+            f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "
+            f"{experiment['name']}` first, or give its out="
+        )
+    drawn = tables.collect(experiment, scored, report_of(experiment, asked.report))
+    if dist.rank() == 0:
+        text = tables.markdown(drawn)
+        write_text(root / "tables.md", text)
+        records.save(root / "tables.json", drawn)
+        figures.fid_curves(drawn, root / "fid.png")
+        figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
+        say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
+    return drawn
+
+
+VERB = Verb(table, Tabling)

@@ -1,0 +1,50 @@
+"""Identities name things: no import path, no default; records of any age compare equal."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.jobs.identity import identity_of, plainly
+
+RESULTS = Path(__file__).parents[2] / "results"
+TINY = "model=tiny-sd prompts=bundled:captions.csv reference=runs/tiny-sd/reference.npz"
+COMMITTED = {  # how many cells of each folder are there, and the command that made them
+    "demo": (12, "reproduce", "experiment=demo"),
+    "cifar10_mini": (10, "reproduce", "experiment=cifar10_mini"),
+    "studies/samplers": (75, "reproduce", "experiment=samplers", "limit=200", "batch=50"),
+    "studies/sweep": (20, "sweep", "images=200", "nfes=[10,20]", "batch=50"),
+    "table1-tiny-sd": (3, "reproduce", "experiment=table1", "limit=70", f"overrides='{TINY}'"),
+}
+
+
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_every_committed_cell_is_found_done(folder, capfd):
+    count, command, *words = COMMITTED[folder]
+    call(command, [*words, f"out={RESULTS / folder}", "dry_run=true"])
+    done = re.search(r"(\d+) of \d+ runs are there", capfd.readouterr().out)
+    assert done
+    assert int(done[1]) == count
+
+
+def test_an_identity_has_no_import_path_and_no_default():
+    identity = identity_of(settings("sample", ["sampler=deis_tab"]), {}, seeds="0-63")
+    assert len(identity.pop("checkpoint")) == 64
+    assert identity == {
+        "model": {"call": "EDM"},
+        "sampler": {"call": "multistep", "rule": {"call": "deis"}},
+        "grid": {"call": "quad"},
+        "nfe": 35,
+        "seeds": "0-63",
+    }
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.rglob("record.json")), ids=str)
+def test_old_identities_lose_their_import_paths_and_stay_what_they_are(file):
+    identity = json.loads(file.read_text()).get("identity", {})
+    plain = plainly(identity)
+    assert "bdia_exp" not in json.dumps(plain)
+    assert plainly(plain) == plain
+    assert bool(identity) == bool(plain)

@@ -1,0 +1,122 @@
+"""Tables are pure functions of records."""
+
+from bdia_exp.report import tables
+from bdia_exp.report.figures import fid_curves, side_by_side
+from bdia_exp.store.files import save_image, to_pil
+
+EXPERIMENT = {
+    "name": "x",
+    "title": "X",
+    "images": 1000,
+    "tables": [
+        {
+            "name": "t",
+            "title": "T",
+            "axis": "NFE",
+            "rows": {"A": [], "B": []},
+            "columns": {"5": [], "9": []},
+            "published": {"A": {"5": 3.25}},
+        }
+    ],
+}
+
+
+def record(fid: float, nfe: int, accuracy: float | None = 0.5, seeds: str = "0-999") -> dict:
+    score = {"fid": fid, "images": 1000, "note": "not comparable", "label_accuracy": accuracy}
+    return {
+        "identity": {"seeds": seeds},
+        "config": {"reference": "r.npz"},
+        "score": score,
+        "nfe": nfe,
+        "images_per_second": 1.0,
+        "commit": "c",
+        "model": {"sha256": "s"},
+    }
+
+
+RECORDS = {
+    ("t", "A", "5"): [record(3.0, 5)],
+    ("t", "A", "9"): [record(2.0, 9)],
+    ("t", "B", "5"): [record(4.0, 5, 0.75)],
+}
+
+
+def test_markdown_shows_measured_beside_published_and_what_is_missing():
+    text = tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+    assert "| FID, NFE | 5 | 9 |" in text
+    assert "| A | **3.000** (published 3.25, -0.25) | **2.000** |" in text
+    assert "| B | 4.000 | – |" in text
+    assert "| B | 75.0 % | – |" in text
+    assert "1,000 images a run" in text
+    assert "Not comparable" in text
+
+
+RANGES = [record(fid, 5, None, seeds) for fid, seeds in [(3.0, "0-9"), (2.0, "50-59"), (4.0, "x")]]
+
+
+def test_several_seed_ranges_give_the_mean_and_its_spread():
+    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "mean")
+    (cell,) = drawn["tables"][0]["cells"]
+    assert (cell["fid"], cell["fid_sd"], cell["seeds"]) == (3.0, 1.0, ["0-9", "50-59", "x"])
+    text = tables.markdown(drawn)
+    assert "**3.000** ± 1.000 (published 3.25, -0.25)" in text
+    assert "3 seed ranges: their mean ± standard deviation" in text
+
+
+def test_the_least_of_several_seed_ranges_is_edm_s_protocol():
+    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
+    assert drawn["tables"][0]["cells"][0]["fid"] == 2.0
+    text = tables.markdown(drawn)
+    assert "**2.000** [3.000 ± 1.000] (published 3.25, -1.25, the mean -0.25)" in text
+    assert "the least of them" in text
+
+
+def test_fewer_images_than_the_published_numbers_are_pointed_out():
+    many = {**EXPERIMENT, "images": 50_000}
+    assert "larger FID: do not compare" in tables.markdown(tables.collect(many, RECORDS))
+    assert "do not compare" not in tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+    own = {**many, "tables": [{**EXPERIMENT["tables"][0], "published": None}]}
+    assert "do not compare" not in tables.markdown(tables.collect(own, RECORDS))
+
+
+def test_scores_against_different_references_are_pointed_out():
+    other = {**record(2.0, 9), "config": {"reference": "s.npz"}}
+    mixed = RECORDS | {("t", "A", "9"): [other]}
+    text = tables.markdown(tables.collect(EXPERIMENT, mixed))
+    assert "**not comparable**: scored against r.npz and s.npz" in text
+
+
+def test_the_row_nearest_to_the_published_one_is_named():
+    """By the worst column, among the rows that have every column."""
+    table = {**EXPERIMENT["tables"][0], "match": {"5": 4.0, "9": 2.0}}
+    experiment = {**EXPERIMENT, "tables": [table]}
+    text = tables.markdown(tables.collect(experiment, RECORDS))
+    assert "Nearest to the published 4.0 / 2.0: **A**, off by 25.0 % at most (of 1 rows" in text
+    more = RECORDS | {("t", "B", "9"): [record(2.2, 9)]}
+    text = tables.markdown(tables.collect(experiment, more))
+    assert "**B**, off by 10.0 % at most (of 2 rows" in text
+    none = {key: value for key, value in RECORDS.items() if key[2] == "5"}
+    assert "No row has all the columns" in tables.markdown(tables.collect(experiment, none))
+
+
+def test_a_table_without_records_is_left_out():
+    more = {**EXPERIMENT, "tables": [*EXPERIMENT["tables"], {**EXPERIMENT["tables"][0]}]}
+    more["tables"][1] = {**more["tables"][1], "name": "u", "title": "Unmeasured"}
+    assert "Unmeasured" not in tables.markdown(tables.collect(more, RECORDS))
+
+
+def test_figures_are_drawn(tmp_path):
+    import torch
+    from PIL import Image
+
+    fid_curves(tables.collect(EXPERIMENT, RECORDS), tmp_path / "fid.png")
+    with Image.open(tmp_path / "fid.png") as plot:
+        assert plot.size[0] > 300
+        assert len(plot.convert("RGB").getcolors(1 << 24)) > 10
+    strip = to_pil(torch.full((1, 4, 8), 7, dtype=torch.uint8))
+    save_image(tmp_path / "strip.png", strip)
+    strips = {"first": tmp_path / "strip.png", "absent": tmp_path / "no.png"}
+    side_by_side(strips, tmp_path / "samples.png")
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.getpixel((sheet.width - 1, 0)) == (7, 7, 7)
+        assert sheet.height < 20

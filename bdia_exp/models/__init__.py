@@ -93,7 +93,7 @@ def require_guidance(guidance: float) -> None:
 
 
 def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:
-    """N(0, α² + σ²), the variance of a state where the data have 1; N(0, σ²) at EDM's levels.
+    """N(0, σ²) at EDM's levels; N(0, α² + σ²) at others, as if the data had variance 1.
 
     So N(0, 1) at VP levels and at pure noise. float64 [B, *shape], on the device of the generators.
     """

@@ -15,8 +15,8 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 
 Coefficient: TypeAlias = Any
-"""A number. Or a linear map of states that has the signs of a number: a 2×2 matrix over a pair
-(x, v), one number per frequency. With coefficients a, b, a state z and a number c it must have
+"""A number, or a linear map of states with the same operators: a 2×2 matrix over a pair (x, v), or
+one number per frequency. For coefficients a, b, a state z and a number c, the class must define
 
     a * z    a acts on z               a * b, a − b    a linear map again; so have c * a, c − a, …
     z / a    a⁻¹ z                     a / b           a b⁻¹, in this order; c / a is c a⁻¹

@@ -1,7 +1,8 @@
 """Grids: the levels that a sampler visits, from noise to data.
 
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
-model's; `karras` needs none, `arc` any one, and only for times, the others a table of VP times.
+model's. `karras` does not use it, `arc` takes the times from any schedule, and the others need the
+table of a `DiscreteVP`.
 
 `pairing` says which ᾱ goes with the time k that the network is told (docs/samplers.md, "Grids"):
 

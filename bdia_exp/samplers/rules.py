@@ -103,8 +103,8 @@ def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
 def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
     """From the state of `start` to level t, with the noise a polynomial through `estimates`.
 
-    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ. No polynomial
-    reaches ρ = ∞: to and from pure noise it is the line of `start`, and as a node that is left out.
+    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ. Pure noise
+    has ρ = ∞: a step from it or to it follows the line of `start`, and its estimate is not a node.
     """
     if t.is_noise or start.level.is_noise:
         return start.at(t)

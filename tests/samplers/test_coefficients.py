@@ -310,7 +310,7 @@ def test_a_number_per_frequency_is_every_frequency_by_itself(sampler):
     torch.testing.assert_close(pixels @ FREQUENCIES.mT, together, rtol=0, atol=1e-10)
 
 
-def test_a_clean_image_stands_behind_every_blur():
+def test_transfer_to_the_clean_level_undoes_a_blur():
     level, x = of_frequencies(0.8), torch.linspace(-1, 1, N, dtype=torch.float64)[None]
     eps = torch.ones_like(x)
     estimate = Estimate(level, level.alpha * x + level.sigma * eps, eps)

@@ -3,11 +3,7 @@
 import torch
 from omegaconf import OmegaConf
 
-<<<<<<< HEAD
 from bdia_exp.cli.configs import CONFIGS
-=======
-from bdia_exp import cli
->>>>>>> refs/heads/tests
 from bdia_exp.models.ddpm import DDPMUNet
 from bdia_exp.samplers.schedules import linear_vp
 from tests.models.test_edm_network import by_formula

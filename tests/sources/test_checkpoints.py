@@ -14,11 +14,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.models.edm import EDMPrecond
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import Checkpoint, load_into, locate, read, sha256
-<<<<<<< HEAD
 from tests.sources.pickled import (
-=======
-from tests.sources.edm_pickles import (
->>>>>>> refs/heads/tests
     ADM,
     SONG,
     TINY,

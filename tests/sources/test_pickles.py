@@ -17,11 +17,7 @@ import torch
 
 from bdia_exp.sources import checkpoints, edm_pickles, pickles
 from bdia_exp.sources.checkpoints import read
-<<<<<<< HEAD
 from tests.sources.pickled import (
-=======
-from tests.sources.edm_pickles import (
->>>>>>> refs/heads/tests
     SONG,
     TINY,
     Call,

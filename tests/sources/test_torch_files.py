@@ -16,7 +16,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.sources import torch_files
 from bdia_exp.sources.checkpoints import read
 from tests.models.tiny_ddpm import TINY, network
-from tests.sources.edm_pickles import Call, flip
+from tests.sources.pickled import Call, flip
 
 
 def other(state: dict) -> dict:

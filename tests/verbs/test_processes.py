@@ -1,0 +1,93 @@
+"""Several processes, and a run that was stopped: the same images as one process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from tests.verbs.running import QUICK, pngs, sample
+
+
+def test_torchrun_gives_the_same_images_and_fid(whole, tmp_path):
+    score = ["score=true", "images=150"]
+    one = sample(tmp_path / "one", *score)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "bdia_exp", "sample"]
+    command += [*QUICK, *score, f"out={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two/record.json").read_text())
+    assert two["processes"] == 2
+    assert two["sampled"] == 150
+    assert pngs(tmp_path / "two") == pngs(tmp_path / "one")
+    assert two["score"]["fid"] == pytest.approx(one["score"]["fid"], rel=1e-9)
+    assert two["score"]["label_accuracy"] == one["score"]["label_accuracy"]
+    assert (tmp_path / "two/sheet.png").read_bytes() == (tmp_path / "one/sheet.png").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_run_again_gives_the_same_bytes(whole, tmp_path, stop):
+    words = [*QUICK, "images=40", "batch=4", f"out={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bdia_exp", "sample", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Under nohup or in the background of a script we would inherit a SIGINT that is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.time() + 120
+    while len(list(tmp_path.rglob("*.png"))) < 5 and time.time() < deadline:  # in batch 2 of 10
+        time.sleep(0.002)
+    process.send_signal(stop)
+    process.wait(60)
+    assert not json.loads((tmp_path / "record.json").read_text())["complete"]
+    assert 0 < len(pngs(tmp_path)) < 40
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+    sample(tmp_path, "images=40", "batch=4")
+    assert pngs(tmp_path) == pngs(whole)
+    assert (tmp_path / "sheet.png").read_bytes() == (whole / "sheet.png").read_bytes()
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["complete"]
+    assert 0 < record["sampled"] < 40
+
+
+def test_a_process_without_images_takes_part(tmp_path):
+    """One batch for two processes: both count, score and finish."""
+    words = ["score=true", "images=70", "metrics=[isc]", "nfe=3", "device=cpu", "save=none"]
+    command = [sys.executable, "-m", "bdia_exp", "sample", "batch=70", *words]
+    scores = []
+    for processes in ("1", "2"):
+        more = ["-p", processes, f"out={tmp_path / processes}"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        scores.append(json.loads((tmp_path / processes / "record.json").read_text())["score"])
+    assert scores[0]["label_accuracy"] == scores[1]["label_accuracy"] > 0
+    assert scores[0]["isc"] == scores[1]["isc"]
+    assert scores[0]["fid"] == pytest.approx(scores[1]["fid"], rel=1e-9)
+
+
+def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
+    words = [*QUICK, "images=40", f"out={tmp_path / 'x'}"]
+    command = [sys.executable, "-m", "bdia_exp", "sample", "-p", "2"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pngs(tmp_path / "x") == pngs(whole)
+    assert json.loads((tmp_path / "x/record.json").read_text())["processes"] == 2
+    assert done.stdout.count("40 images") == 1
+    # Several runs in a row, as --multirun has them, meet each other again.
+    again = [*command, "-m", *QUICK[1:], "nfe=1,3", "images=2", f"out={tmp_path}/${{nfe}}"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("nfe=3 images=2") == 1
+    assert pngs(tmp_path / "3").items() <= pngs(whole).items()
+    # A user's mistake is said once, by one of them, and nothing is said about the others.
+    wrong = subprocess.run(
+        [*command, "nfe=4", f"out={tmp_path / 'y'}"], capture_output=True, text=True, timeout=300
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr == "Error: nfe=4 is not possible with this sampler: choose 3 or 5\n"

@@ -1,0 +1,92 @@
+"""reproduce and table: missing cells are run, tables are drawn."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from bdia_exp.errors import UserError
+from tests import asking
+
+EXPERIMENT = {
+    "name": "tiny",
+    "title": "A tiny experiment",
+    "images": 140,
+    "common": ["model=fashion_mini"],
+    "tables": [
+        {
+            "name": "t",
+            "title": "Two samplers",
+            "axis": "NFE",
+            "rows": {"EDM": ["sampler=edm"], "DDIM": ["sampler=ddim"]},
+            "columns": {"3": ["nfe=3"], "5": ["nfe=5"]},
+            "published": {"EDM": {"3": 1.5}},
+        }
+    ],
+}
+
+
+reproduce = partial(asking.reproduce, EXPERIMENT)
+
+
+def test_reproduce_runs_the_missing_cells_and_draws_the_tables(tmp_path, capsys):
+    reproduce(tmp_path, cells="EDM")
+    first = {f.parent.name: f.stat().st_mtime_ns for f in tmp_path.rglob("record.json")}
+    assert len(first) == 2
+    drawn = reproduce(tmp_path)
+    assert {f.parent.name: f.stat().st_mtime_ns for f in tmp_path.rglob("record.json")}.items() >= (
+        first.items()
+    )
+    cells = drawn["tables"][0]["cells"]
+    assert [(c["row"], c["column"], c["nfe"]) for c in cells] == [
+        ("EDM", "3", 3),
+        ("EDM", "5", 5),
+        ("DDIM", "3", 3),
+        ("DDIM", "5", 5),
+    ]
+    text = (tmp_path / "tables.md").read_text()
+    assert f"{cells[0]['fid']:.3f}" in text
+    assert f"(published 1.5, {cells[0]['fid'] - 1.5:+.2f})" in text
+    assert "not comparable with Inception" in text
+    assert text in capsys.readouterr().out
+    for name in ("fid.png", "samples.png", "tables.json"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_a_cell_of_another_experiment_is_not_taken_for_done(tmp_path, capsys):
+    reproduce(tmp_path, cells="EDM")
+    reproduce(tmp_path, cells="EDM", dry_run=True)
+    assert "2 of 2 runs are there, 0 to run" in capsys.readouterr().out
+    record = tmp_path / "cells/t-EDM-3/record.json"
+    record.write_text(record.read_text().replace('"call": "heun"', '"call": "heun", "gamma": 0.25'))
+    with pytest.raises(UserError, match=r"sampler.gamma was 0.25, now the default"):
+        reproduce(tmp_path, cells="EDM")
+
+
+def test_dry_run_runs_nothing(tmp_path, capsys):
+    reproduce(tmp_path, dry_run=True)
+    assert "4 to run: 2,240 network evaluations" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_table_without_records_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
+        asking.table(EXPERIMENT, tmp_path)
+
+
+def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path):
+    words = ["reproduce", "demo", "limit=70", "cells=at 9", "device=cpu", "batch=16"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    runs = {}
+    for name, launcher in (("one", [sys.executable]), ("two", command)):
+        whole = [*launcher, "-m", "bdia_exp", *words, f"out={tmp_path / name}"]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("# BDIA's Tables 2 and 3 in miniature") == 1
+        drawn = json.loads((tmp_path / name / "tables.json").read_text())
+        cells = drawn["tables"][0]["cells"]
+        runs[name] = {(c["row"], c["column"]): c["fid"] for c in cells}
+    assert list(runs["one"]) == [("EDM", "9"), ("BDIA-EDM γ=1", "9")]
+    assert runs["two"] == pytest.approx(runs["one"], rel=1e-9)

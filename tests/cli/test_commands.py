@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bdia_exp.cli import main
 from bdia_exp.cli.configs import (
+    CONFIGS,
     check,
     commands,
     composed,
@@ -108,6 +110,23 @@ def test_every_cell_of_every_experiment_builds(name):
     experiment = OmegaConf.to_container(config.experiment)
     for cell in experiments.cells_of(experiment, Path("somewhere")):
         assert settings("sample", list(cell.overrides)).nfe > 0
+
+
+def in_one_go(words: list[str]):
+    """What Hydra itself composes from all words."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose("sample", words), resolve=True)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_values_set_on_composed_choices_are_what_hydra_composes(name):
+    config, _ = composed("reproduce", [f"experiment={name}"])
+    experiment = OmegaConf.to_container(config.experiment)
+    cells = experiments.cells_of(experiment, Path("somewhere"))
+    for cell in [cells[0], cells[-1]]:
+        words = [*cell.overrides, "metrics=[fid,kid]", "seeds='0-9,20'", "class=null", "out=a"]
+        made, _ = composed("sample", words)
+        assert OmegaConf.to_container(made, resolve=True) == in_one_go(words)
 
 
 def test_sampler_brings_its_grid_and_the_command_line_overrules_it():

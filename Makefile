@@ -38,6 +38,8 @@ reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIM
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)
 
 TINY := $(RUNS)/tiny-sd
+# Network evaluations of each image of the tiny model's reference.
+FINE ?= 20
 ifeq ($(MODEL),tiny-sd)
 reproduce-table1 reproduce-table1-variants: reproduce-%: $(TINY)/reference.npz
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) out=$(RUNS)/$*-tiny-sd$(if $(LIMIT),-$(LIMIT)) \
@@ -49,7 +51,7 @@ endif
 
 # What the tiny model's tables are scored against: its own images of other seeds, solved more finely.
 $(TINY)/reference.npz: $(READY)
-	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=20 seeds=1000-1069 out=$(TINY)/fine -p $(PROCESSES)
+	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=$(FINE) seeds=1000-1069 out=$(TINY)/fine -p $(PROCESSES)
 	$(BIN)/bdia-exp reference $(TINY)/fine features=inception_pytorch features.dim=64 resize=32 out=$@
 
 coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inception statistics: Table 1

@@ -38,6 +38,9 @@ GIVEN = {
 }
 
 
+PACKAGE = Path(__file__).parents[2] / "bdia_exp"
+
+
 def invoke(*words: str):
     return CliRunner().invoke(main, list(words))
 
@@ -55,6 +58,7 @@ def test_help_lists_every_key_and_choice(command):
             assert all(name in shown.output for name in options(group))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_config_keys_are_the_parameters_of_the_verbs(command):
     config, _ = composed(command, GIVEN.get(command, []))
@@ -66,6 +70,18 @@ def test_config_keys_are_the_parameters_of_the_verbs(command):
     for field in asked:  # a record without a key was made with what is the default still
         if field.default is not MISSING:
             assert config[as_key(field.name)] == field.default
+
+
+CODE = "".join(
+    path.read_text() for room in ("jobs", "verbs") for path in (PACKAGE / room).glob("*.py")
+)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_no_verb_has_a_key_that_nothing_reads(command):
+    for field in fields(verb(command).asks):
+        key = as_key(field.name)
+        assert re.search(rf'\b(asked|self)\.{field.name}\b|"{key}"', CODE), key
 
 
 def test_every_configuration_is_a_verb_and_the_other_way_round():
@@ -289,6 +305,7 @@ def test_completion_offers_choices_and_keys():
     assert "sample" in complete("sa")
 
 
+@pytest.mark.quick
 def test_models_lists_the_bundled_one():
     shown = invoke("models")
     assert "model=fashion_mini" in shown.output

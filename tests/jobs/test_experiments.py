@@ -90,6 +90,7 @@ def test_seed_ranges_are_run_resumed_and_reported(tmp_path, capsys):
         asking.table(HERE, tmp_path, "mni")
 
 
+@pytest.mark.quick
 def test_overrides_reach_every_cell(tmp_path):
     reproduce(HERE, tmp_path, repeats=1, cells="at 3", overrides="sampler.gamma=0.5")
     record = (tmp_path / "cells/here-EDM-3/record.json").read_text()

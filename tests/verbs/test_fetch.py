@@ -11,6 +11,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.verbs.fetch import fetch
 
 
+@pytest.mark.quick
 def test_fetch_brings_what_it_can_and_names_the_rest(tmp_path, monkeypatch, capsys):
     """From a mirror that is a folder of this machine, served on 127.0.0.1."""
     for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy", "BDIA_EXP_OFFLINE"):

@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 
+from bdia_exp.cli.configs import call, expand
 from bdia_exp.errors import UserError
 from tests import asking
 
 EXPERIMENT = {
     "name": "tiny",
     "title": "A tiny experiment",
-    "images": 140,
+    "images": 70,
     "common": ["model=fashion_mini"],
     "tables": [
         {
@@ -67,7 +68,7 @@ def test_a_cell_of_another_experiment_is_not_taken_for_done(tmp_path, capsys):
 
 def test_dry_run_runs_nothing(tmp_path, capsys):
     reproduce(tmp_path, dry_run=True)
-    assert "4 to run: 2,240 network evaluations" in capsys.readouterr().out
+    assert "4 to run: 1,120 network evaluations" in capsys.readouterr().out
     assert not list(tmp_path.rglob("record.json"))
 
 
@@ -76,15 +77,17 @@ def test_table_without_records_says_what_to_do(tmp_path):
         asking.table(EXPERIMENT, tmp_path)
 
 
-def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path):
+def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path, capsys):
     words = ["reproduce", "demo", "limit=70", "cells=at 9", "device=cpu", "batch=16"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    whole = [*command, "-m", "bdia_exp", *words, f"out={tmp_path / 'two'}"]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (overrides,) = expand("reproduce", (*words[1:], f"out={tmp_path / 'one'}"), multirun=False)
+    call("reproduce", overrides)
     runs = {}
-    for name, launcher in (("one", [sys.executable]), ("two", command)):
-        whole = [*launcher, "-m", "bdia_exp", *words, f"out={tmp_path / name}"]
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("# BDIA's Tables 2 and 3 in miniature") == 1
+    for name, told in (("one", capsys.readouterr().out), ("two", done.stdout)):
+        assert told.count("# BDIA's Tables 2 and 3 in miniature") == 1
         drawn = json.loads((tmp_path / name / "tables.json").read_text())
         cells = drawn["tables"][0]["cells"]
         runs[name] = {(c["row"], c["column"]): c["fid"] for c in cells}

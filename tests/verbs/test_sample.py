@@ -125,6 +125,7 @@ def test_scratch_images_stay_until_the_run_is_complete(whole, tmp_path, monkeypa
     assert len(drawn) == 6
 
 
+@pytest.mark.quick
 def test_class_makes_every_image_of_that_class(tmp_path):
     sample(tmp_path, "images=3", "class=7")
     labels = json.loads((tmp_path / "images/dataset.json").read_text())["labels"]

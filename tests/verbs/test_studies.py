@@ -85,6 +85,7 @@ def test_only_what_is_missing_is_computed_again(convergence):
     assert [name for name in after if after[name] != before[name]] == [gone]
 
 
+@pytest.mark.quick
 def test_a_label_may_stand_for_overrides(tmp_path):
     given = [{"BDIA": ["sampler=bdia_ddim", "sampler.gamma=0.5"]}, "bdia_ddim sampler.gamma=0.5"]
     asked = Converging(
@@ -168,6 +169,7 @@ def test_errors_grow_with_one_over_gamma(exactness):
     assert latent[2] > 1e4 * latent[0]
 
 
+@pytest.mark.quick
 def test_ddim_s_inversion_is_not_exact_and_edict_s_is(exactness):
     found = rows(exactness[2])
     for time in ("target", "own"):
@@ -204,6 +206,7 @@ def test_a_model_s_own_images_come_back(tmp_path):
 # --- sweep ---
 
 
+@pytest.mark.quick
 def test_a_sweep_measures_and_draws_fid_over_gamma_and_nfe(tmp_path):
     words = ["samplers=bdia_edm", "gammas=0,1", "nfes=2,3", "images=80", "batch=80", "device=cpu"]
     drawn = run("sweep", tmp_path, *words)
@@ -246,7 +249,7 @@ MISTAKES = {
     "convergence count=0": "count=0 must be 1 or more",
     "convergence sigma_min=100": "0 < min < max",
     "convergence problems=fashion_mini sigma_max=900 samplers=ddim": "sigma_max=900 is beyond",
-    "convergence -p 2": "-p is for sample,",
+    "convergence -p 2": "-p is for evaluate,",
     "exactness gammas=0": "gammas=0 must be above 0 and at most 1",
     "exactness gammas=1.5": "gammas=1.5 must be above 0 and at most 1",
     "exactness gammas=0.12345": "denominator over 1024",

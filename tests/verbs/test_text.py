@@ -114,7 +114,14 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
     """`make reproduce-table1 MODEL=tiny-sd LIMIT=66`, in this environment."""
     ready = tmp_path / "ready"
     ready.touch()
-    words = ["MODEL=tiny-sd", "LIMIT=66", "PROCESSES=2", f"RUNS={tmp_path}", f"READY={ready}"]
+    words = [
+        "MODEL=tiny-sd",
+        "LIMIT=66",
+        "FINE=2",
+        "PROCESSES=2",
+        f"RUNS={tmp_path}",
+        f"READY={ready}",
+    ]
     command = ["make", "reproduce-table1", *words, f"BIN={Path(sys.executable).parent}"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -231,12 +238,13 @@ def test_another_prompt_is_another_experiment(picture, tmp_path):
             states,
             f"out={tmp_path / 'x'}",
         )
-    with pytest.raises(UserError, match='say what the images show with prompt="…"'):
+    with pytest.raises(UserError, match='give prompt="…" for what the images show'):
         do("edit", str(picture), *TINY, "to=a dog")
     with pytest.raises(UserError, match="to=a dog: this model takes no text"):
         do("edit", str(picture), "class=1", "to=a dog")
 
 
+@pytest.mark.quick
 def test_edits_by_several_methods_on_one_sheet(picture, tmp_path, capsys):
     words = ("prompt=a cat's eye", "to=a dog", "settings=model=tiny-sd", "steps=5", "strength=0.8")
     methods = "methods=ddim,edict,bdia_ddim sampler.gamma=0.92"

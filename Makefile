@@ -1,17 +1,17 @@
-# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set up what they need.
+# Two commands: `make demo` runs the main job, `make test` the tests. Both install what they need.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# A process a GPU; on a CPU two processes of one thread are faster than one of two (docs/files.md).
+# One process per GPU. On a CPU, two processes of one thread are faster than one of two threads.
 GPUS      := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
 # make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"
 LIMIT ?=
 ARGS  ?=
-# make reproduce-table1 MODEL=tiny-sd LIMIT=80: the whole path on random weights, in minutes.
+# make reproduce-table1 MODEL=tiny-sd LIMIT=80: all steps with random weights, in minutes.
 MODEL ?=
-# More for every cell, as in overrides=: OVERRIDES="guidance=7.5".
+# Further overrides for every cell, as in overrides=: OVERRIDES="guidance=7.5".
 OVERRIDES ?=
 RUNS  ?= runs
 
@@ -49,7 +49,7 @@ reproduce-table1 reproduce-table1-variants: reproduce-%: $(READY)
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) overrides="model=$(MODEL) $(OVERRIDES)" $(ARGS)
 endif
 
-# What the tiny model's tables are scored against: its own images of other seeds, solved more finely.
+# The reference of the tiny model's tables: its own images of other seeds, with more steps.
 $(TINY)/reference.npz: $(READY)
 	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=$(FINE) seeds=1000-1069 out=$(TINY)/fine -p $(PROCESSES)
 	$(BIN)/bdia-exp reference $(TINY)/fine features=inception_pytorch features.dim=64 resize=32 out=$@
@@ -60,7 +60,7 @@ coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inc
 
 S := results/studies
 EDIT := $(BIN)/bdia-exp edit $(S)/edits/input to=3 strength=0.8 classify=true
-studies: $(READY)  ## Every study of results/studies on the bundled model (two hours on 2 slow cores; goes on)
+studies: $(READY)  ## Every study of results/studies on the bundled model (two hours on 2 slow cores; run again to continue)
 	$(BIN)/bdia-exp reproduce samplers limit=200 batch=50 out=$(S)/samplers -p $(PROCESSES)
 	$(BIN)/bdia-exp convergence problems=gaussian,mixture out=$(S)/convergence
 	$(BIN)/bdia-exp convergence problems=fashion_mini steps=8,16,32 out=$(S)/convergence-model
@@ -94,17 +94,17 @@ format: $(READY)  ## Rewrite the code in the project's style
 data: $(READY)  ## Fashion-MNIST as .npz files (needs the Debian package dataset-fashion-mnist)
 	$(BIN)/python scripts/fashion_mnist.py
 
-cifar10: $(READY)  ## CIFAR-10 as .npz files, and their Inception statistics (an hour on a CPU, once; 0.4 GB)
+cifar10: $(READY)  ## CIFAR-10 as .npz files, and their Inception statistics (0.4 GB; an hour on a CPU the first time)
 	$(BIN)/python scripts/cifar10.py
 	$(BIN)/bdia-exp reference data/cifar10/train.npz features=inception keep=true out=data/cifar10/inception-train.npz -p $(PROCESSES)
 
-train: data  ## Train the bundled model, or go on training it (CPU processes; hours)
+train: data  ## Train the bundled model, or continue its training (CPU processes; hours)
 	$(BIN)/torchrun --standalone --nproc_per_node=$(if $(filter gpu,$(PROCESSES)),$(GPUS),$(PROCESSES)) scripts/train_edm.py --config configs/training/fashion_mini.yaml
 
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml
 
-bench: $(READY)  ## Speed and memory as ratios, measured side by side
+bench: $(READY)  ## Measure speed and memory, as ratios
 	$(BIN)/python bench/layout.py
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/overlap.py

@@ -3,9 +3,9 @@
 
     python bench/layout.py
 
-Every figure is images/s of one network evaluation at batch 64, divided by that of the first row.
-The rows are measured in turn, several rounds, and the best round of each counts: other work on the
-machine slows all of them, seldom all rounds.
+Each figure is the images/s of one network evaluation at batch 64, divided by that of the first row.
+The rows are measured in turn for several rounds, and the best round of each counts: other work on
+the machine slows some rounds, seldom all.
 """
 
 import time
@@ -25,7 +25,7 @@ ROWS = {
 
 
 def speed(model: EDM, layout, dtype, threads: int) -> float:
-    """Images a second of one evaluation."""
+    """Images per second of one evaluation."""
     torch.set_num_threads(threads)
     model.net.to(memory_format=layout).body_dtype = dtype
     z, labels = torch.randn(64, *model.shape).double(), torch.arange(64) % model.num_classes

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Memory of networks at work as a ratio: what they take to its estimate (models/estimates.py).
+"""Memory of networks as a ratio: measured peak to estimated peak (models/estimates.py).
 
     python bench/memory.py [cpu | cuda]
 
-The networks are the published ones in size, in float32, with random weights, which are not counted.
+The networks have the published sizes, in float32, with random weights. Weights are not counted.
 """
 
 import sys
@@ -36,7 +36,7 @@ VAE = {
 
 
 def cases() -> Iterator[tuple[str, nn.Module, Call, tuple[Tensor, ...]]]:
-    """Networks, how they are called, and with what."""
+    """Names and networks, the functions that call them, and their inputs."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     for name, kind in {"edm_cifar10": EDMPrecond, "ddim_cifar10": DDPMUNet}.items():
@@ -53,7 +53,7 @@ def one() -> Tensor:
 
 
 def real(function: Callable[[], object], device: str) -> int:
-    """Bytes at the peak of a call, beside what was there before."""
+    """Peak memory of a call in bytes, without what was allocated before."""
     with torch.inference_mode():
         if device == "cuda":
             function()  # the first call sets up libraries

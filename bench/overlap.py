@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What decoding and writing in a thread of their own are worth, as ratios of time.
+"""The gain from decoding and writing in a separate thread, as ratios of time.
 
     python bench/overlap.py
 
-The tiny Stable Diffusion makes 16 images of 256×256 pixels, one thread an operation: sampling
-alone, decoding and writing alone, both in turn, both at once (as `bdia-exp sample` does). At best
-the last is the longer of the first two. In turn, three rounds; the best of each counts.
+The tiny Stable Diffusion makes 16 images of 256×256 pixels, one thread per operation: sampling
+alone, decoding and writing alone, one after the other, both at once (as `bdia-exp sample` does). At
+best the last takes as long as the longer of the first two. The best of three rounds counts.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ WORDS = ["model=tiny-sd", "model.size=256", "prompt=a bicycle", "nfe=8", "device
 
 
 class InTurn:
-    """An executor that does the work at once, in the thread that asks for it."""
+    """An executor that does the work immediately, in the calling thread."""
 
     def __init__(self, *_):
         pass
@@ -44,7 +44,7 @@ class InTurn:
 
 
 def seconds(job: Job, save: str, executor: type, latents: Path | None = None) -> float:
-    """How long a stream takes; with `latents`, one whose sampling was done there."""
+    """Seconds that a stream takes; with `latents`, the end states are read from that folder."""
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
         places = Places.of(latents or Path(folder), save, decode=save != "latents")
         usual, sampling.ThreadPoolExecutor = sampling.ThreadPoolExecutor, executor

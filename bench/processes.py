@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of sampling as a ratio: two processes of one thread against one process of two.
+"""Speed of sampling as a ratio: two processes of one thread to one process of two threads.
 
     python bench/processes.py
 
@@ -22,7 +22,7 @@ ROWS = {
 
 
 def speed(launcher: list[str], threads: str) -> float:
-    """Images a second, as the run's own record has it."""
+    """Images per second, from the run's record."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *launcher, "-m", "bdia_exp", "sample", *JOB, f"out={folder}"]
         environment = os.environ | {"OMP_NUM_THREADS": threads}

@@ -3,7 +3,7 @@
 
     python bench/startup.py [ROUNDS]
 
-The rows are run in turn, ROUNDS times (5), and the median of each counts: wall time, one thread.
+The rows are run in turn, ROUNDS times (default 5). Printed is the median wall time, one thread.
 """
 
 import os
@@ -23,7 +23,7 @@ ROWS = {
 
 
 def seconds(words: list[str], folder: str) -> float:
-    """Wall time of one command, which leaves what it writes in the folder."""
+    """Wall time of one command, which writes its results to the folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     where = [f"out={folder}/run"] if "reproduce" in words else []
     began = time.perf_counter()

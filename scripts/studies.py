@@ -37,12 +37,12 @@ def load(path: Path) -> Any:
 
 
 def key_of(config: dict, levels: str) -> str:
-    """What joins the studies: a sampler's configuration and the kind of its levels, as text."""
+    """The key that joins the studies: a sampler's configuration and kind of levels, as text."""
     return json.dumps([config, levels], sort_keys=True)
 
 
 def sampler_of(record: dict) -> str:
-    """The key of a record that has the configurations of sampler and grid."""
+    """The key of a record, from its configurations of the sampler and the grid."""
     on_edm = record["config"]["grid"]["_target_"].endswith(".karras")
     return key_of(record["config"]["sampler"], "edm" if on_edm else "arc")
 
@@ -105,7 +105,7 @@ def samplers_table(root: Path) -> str:
 
 
 def edit_sheet(root: Path) -> None:
-    """The input above, then each method's edits, from the strips that `edit` left."""
+    """Draws the input and below it each method's edits; writes a table of their errors."""
     rows: dict[str, Path | Image.Image] = {}
     text = []
     for name, folder in EDITS.items():

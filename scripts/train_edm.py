@@ -4,8 +4,8 @@
     python scripts/train_edm.py --config configs/training/fashion_mini.yaml device=cuda
     torchrun --standalone --nproc_per_node=2 scripts/train_edm.py --config …
 
-Words after the options override the configuration (`kimg=2000 lr=1e-3`). Stopped at any moment and
-started again, the run goes on from its last save; with a larger `kimg` a finished one trains on.
+Arguments after the options override the configuration (`kimg=2000 lr=1e-3`). A stopped run, when
+started again, continues from its last save; a finished run continues if `kimg` is larger.
 `init=bundled:fashion_mini.safetensors out=…` starts a new run from the weights of an old one.
 On a CPU two processes of one thread each are faster than one process of two.
 """
@@ -29,7 +29,7 @@ from bdia_exp.store.files import atomic
 
 
 def edm_loss(net, x, labels, rng, P_mean, P_std):
-    """λ(σ)‖D(x + n; σ) − x‖² for one draw of σ and n an image [EDM 2, 5, Table 1]; a mean."""
+    """The mean of λ(σ)‖D(x + n; σ) − x‖², with one σ and n per image [EDM 2, 5, Table 1]."""
     z = torch.randn(x.shape[0], 1, 1, 1, generator=rng, device=x.device)
     sigma = (P_mean + P_std * z).exp()
     weight = (sigma**2 + net.sigma_data**2) / (sigma * net.sigma_data) ** 2
@@ -44,7 +44,7 @@ def learning_rate(cfg, images: int) -> float:
 
 
 def save(path: Path, state: dict) -> None:
-    """Writes beside the old file and replaces it in one step, so that a kill loses nothing."""
+    """Writes a new file and replaces the old one in one step: an interruption loses nothing."""
     with atomic(path) as part:
         torch.save(state, part)
 
@@ -98,7 +98,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     local = cfg.batch // dist.world()
     recent, saved, began = [], time.time(), time.time()
     while seen < cfg.kimg * 1000:
-        # One generator a step and rank: a resumed run draws what an uninterrupted one would.
+        # One generator per step and rank: a resumed run draws the same numbers as an unbroken one.
         rng = torch.Generator(device).manual_seed(
             (cfg.seed << 48) + (seen // cfg.batch) * dist.world() + dist.rank()
         )

@@ -4,13 +4,13 @@
     python scripts/train_features.py --config configs/training/fashion_features.yaml
     python scripts/train_features.py --config configs/training/fashion_features.yaml device=cuda
 
-Words after the option override the configuration (`epochs=1 out=/tmp/try`). Into `out` go
+Arguments after the option override the configuration (`epochs=1 out=/tmp/try`). It writes to `out`
 
     fashion_features.safetensors, .json    the network, and the record of its training
     fashion_reference.npz                  mean and covariance of the training images' features
 
-and the FID of the test images against that reference is printed: the floor, which a perfect
-generator of as many images would reach.
+and prints the FID of the test images against that reference: the floor that a perfect generator
+would reach with as many images.
 """
 
 import json
@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:
-    """Each image [B, C, H, W] rolled by up to `most` pixels each way; only black wraps round."""
+    """Each image [B, C, H, W] rolled by up to `most` pixels each way; only black wraps around."""
     B, C, H, W = images.shape
     dy, dx = torch.randint(-most, most + 1, (2, B, 1, 1, 1), generator=rng)
     rows, columns = torch.arange(H).view(H, 1), torch.arange(W)

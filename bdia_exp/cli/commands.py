@@ -1,6 +1,6 @@
-"""The verbs as click's commands. What a user can mend is answered with one sentence, exit 1.
+"""The verbs as click's commands. An error that users can fix gives one sentence and exit 1.
 
-Help comes from the configurations alone: a verb's file, and PyTorch, are imported to run it.
+Help comes only from the configurations. A verb's file and PyTorch are imported to run it.
 """
 
 import errno
@@ -17,7 +17,7 @@ from bdia_exp.errors import UserError
 
 
 class Command(click.Command):
-    """A command whose help is its configuration, and the choices in it."""
+    """A command whose help lists its keys and the choices of each group."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         assert self.name
@@ -32,7 +32,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Turns what a user can mend into one sentence and exit status 1."""
+    """Turns errors that users can fix into one sentence and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -47,7 +47,7 @@ class Group(click.Group):
             from bdia_exp import dist
 
             if dist.first_to_tell():
-                click.echo("\nstopped; the same command goes on where it was", err=True)
+                click.echo("\nstopped; run the same command again to continue", err=True)
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,7 +55,7 @@ class Group(click.Group):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise click.ClickException(
-                    "no room left on the disk: free some, run again"
+                    "no room left on the disk: free some and run again"
                 ) from None
             if error.errno in (errno.EACCES, errno.EROFS):
                 raise click.ClickException(f"no permission for {error.filename}") from None
@@ -69,9 +69,9 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bdia-exp")
 def main() -> None:
-    """Run experiments with diffusion samplers: BDIA, its companions and what they improve on.
+    """Run experiments with diffusion samplers: BDIA, its variants, and the methods they extend.
 
-    Everything after a command is key=value, as in Hydra: `bdia-exp sample sampler=bdia_edm
+    All arguments of a command are key=value, as in Hydra: `bdia-exp sample sampler=bdia_edm
     nfe=35 sampler.gamma=0.5`. `bdia-exp COMMAND --help` lists the keys.
     """
 
@@ -113,7 +113,7 @@ def _add(name: str) -> None:
     @click.option(
         "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
     )
-    @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or in one a GPU.")
+    @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or one per GPU.")
     @click.argument("overrides", nargs=-1, shell_complete=_complete)
     def command(
         multirun: bool, cfg: str | None, processes: str | None, overrides: tuple[str, ...]

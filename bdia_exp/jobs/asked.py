@@ -1,6 +1,6 @@
-"""What a verb can be asked for: a dataclass of keys, of which some are choices, files or texts.
+"""The base class of every verb's settings: a dataclass whose fields are the verb's keys.
 
-No PyTorch here: the command line imports this to read words, before it imports a verb.
+This module does not import PyTorch: the command line needs it before it imports a verb.
 """
 
 import typing
@@ -15,14 +15,14 @@ T = TypeVar("T", bound=Callable)
 Source = NewType("Source", str)
 """The name of a file or folder: a path, bundled:FILE, fetch:FILE or hub:ORG/NAME@COMMIT."""
 Phrase = NewType("Phrase", str)
-"""A text in a natural language: never taken for a number or a list."""
+"""Text in a natural language: it is never parsed as a number or a list."""
 Overrides = NewType("Overrides", str)
-"""Several overrides in one text."""
+"""Several overrides in one string."""
 
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """One choice of a group: its name, its configuration as plain data, and what makes it."""
+    """One choice of a group: its name, its configuration as plain data, and its function."""
 
     name: str
     config: dict[str, Any]
@@ -31,7 +31,7 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a verb is asked for. Raises UserError for a value that the verb cannot use."""
+    """The settings of a verb. Raises UserError for a value that the verb cannot use."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -40,17 +40,17 @@ class Asked:
         """Raises UserError for a wrong value; sub-classes add their own checks."""
 
     def plain(self) -> dict[str, Any]:
-        """All fields as plain data, by the names of their keys: what a record keeps."""
+        """All fields as plain data, by key, as a record keeps them."""
         values = {as_key(field.name): getattr(self, field.name) for field in fields(self)}
         return {k: v.config if isinstance(v, Choice) else v for k, v in values.items()}
 
 
 Compose = Callable[[list[str]], Any]
-"""From overrides to what a verb is asked for: a `Sampling`, or an `Editing`."""
+"""A function from overrides to the settings of a verb: a `Sampling` or an `Editing`."""
 
 
 def as_key(field: str) -> str:
-    """The configuration's key of a field: `class` is `class_` in Python."""
+    """The configuration key of a field: the field `class_` has the key `class`."""
     return field.rstrip("_")
 
 
@@ -61,12 +61,12 @@ def hints_of(function: Any) -> dict[str, Any]:
 
 
 def sources_of(asked: Asked) -> dict[str, str]:
-    """The files that a verb is asked to read: key → name, of its fields of the type `Source`."""
+    """The files that a verb reads: key → name, for each field of type `Source` that is set."""
     kinds: Any = type(asked)
     named = [key for key, kind in hints_of(kinds).items() if kind in (Source, Source | None)]
     return {key: getattr(asked, key) for key in named if getattr(asked, key) is not None}
 
 
 def folder_of(out: str | None, name: str) -> Path:
-    """Where a verb writes: `out`, or runs/`name`."""
+    """The folder that a verb writes to: `out` if given, else runs/`name`."""
     return Path(out).expanduser() if out else Path("runs") / name

@@ -1,8 +1,8 @@
-"""Experiments: the runs that an experiment's tables are made of, where they stand, what they cost.
+"""Experiments: the cells of an experiment's tables, and the runs that measure them.
 
-A table is rows of overrides times columns of overrides, a cell is one number of it. A cell is
-measured by one run of `sample`, or by several that differ in their seeds: EDM's protocol takes
-three ranges of 50,000 and reports the least FID.
+A table has rows and columns of overrides. A cell is one number: one row with one column. It is
+measured by one run of `sample`, or by several with different seeds: EDM's protocol uses three
+ranges of 50,000 seeds and reports the smallest FID.
 """
 
 import re
@@ -19,7 +19,7 @@ from bdia_exp.store import records
 from bdia_exp.store.records import Record
 
 SETTLED = {"images", "seeds", "out", "score"}
-"""The keys of `sample` that `reproduce` gives itself."""
+"""The keys of `sample` that `reproduce` sets."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Cell:
         return f"{self.table}: {self.row} at {self.column}"
 
     def folder(self, start: int) -> Path:
-        """Where the run of the seeds from `start` on keeps its record."""
+        """The folder of the run whose first seed is `start`."""
         return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
 
     def records(self) -> list[Record]:
@@ -72,16 +72,16 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
 
 
 def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[Cell]:
-    """The cells whose name contains one of the words, which commas part.
+    """The cells whose name contains one of the words; the words are separated by commas.
 
-    Raises UserError for a word that is in no name.
+    Raises UserError for a word that no name contains.
     """
     parts = [part for word in str(words or "").split(",") if (part := word.strip())]
     for part in parts:
         if not any(part in cell.name for cell in cells):
             raise UserError(
-                f"cells={part}: no cell of {experiment} has a name like that; one is called "
-                f"{cells[0].name!r}"
+                f"cells={part}: no cell of {experiment} has this in its name; an example of a name "
+                f"is {cells[0].name!r}"
             )
     return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
 
@@ -101,17 +101,17 @@ class Run:
 
     @cached_property
     def done(self) -> bool:
-        """Whether its record is there and is of this very run."""
+        """Whether its record is complete and has the same identity and settings of the score."""
         record = records.load(self.root / "record.json") or {}
         if not _scored(record):
             return False
-        then = plainly(record["identity"])  # where a file is not on this machine it is believed
+        then = plainly(record["identity"])  # has the sha256 of files not on this machine
         now = identity_of(self.asked, then, seeds=self.asked.seeds_text)
         return bool(then == now) and same_score(record["config"], self.asked)
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of single images."""
+        """Network evaluations, counted for each image."""
         return self.images * self.asked.nfe
 
 
@@ -126,12 +126,12 @@ def runs_of(
     defaults: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs of these cells: `repeats` ranges of `images` seeds, their starts `stride` apart.
+    """The runs of these cells: `repeats` ranges of `images` seeds; they start `stride` apart.
 
-    `compose` turns overrides into what `sample` is asked for; `overrides` are the user's,
-    for every cell, and replace what they name of `defaults`, the experiment's `settings`. Images
-    are kept until a run is complete, so that a killed one goes on.
-    Raises UserError if they touch what a cell, or the experiment, is made of.
+    `compose` turns overrides into the settings of `sample`. `overrides` are the user's, for every
+    cell; they replace the `defaults` with the same keys, which the experiment gives. Images are
+    kept until a run is complete, so an interrupted run can continue.
+    Raises UserError if `overrides` has a key that a cell, `settings` or SETTLED has.
     """
     runs = []
     for cell in cells:

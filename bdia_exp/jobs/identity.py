@@ -1,8 +1,8 @@
-"""Identities: what decides an image, and what decides a score, named without import paths.
+"""Identities: what decides an image, and what decides a score, without import paths.
 
-In an identity a chosen function stands as `{"call": "heun", "gamma": 0.5}`: its name, and the
+An identity contains a chosen function as `{"call": "heun", "gamma": 0.5}`: its name, and the
 arguments that differ from its defaults. So a renamed module, or a new key with a default, does not
-change an identity. A model stands there by its class, a file by its sha256.
+change an identity. A model is identified by its class, a file by its sha256.
 """
 
 import importlib
@@ -27,7 +27,7 @@ DEFAULTS = {
     for field in fields(asked)
     if field.default is not MISSING
 }
-"""Keys of identities that are left out where they have these values."""
+"""Keys that an identity leaves out if they have these values."""
 
 ROOMS = {
     "loops": "bdia_exp.samplers.loops",
@@ -41,16 +41,16 @@ ROOMS = {
     "features": "bdia_exp.metrics.features",
     "inception": "bdia_exp.metrics.inception",
 }
-"""From a module's name, in records of any age, to where its functions are now."""
+"""A module's name, in old and new records → the module that has its functions now."""
 FILES = {"checkpoint"}
-"""The arguments of a chosen function that name a file. Its sha256 stands beside."""
+"""The arguments that name a file. An identity has the file's sha256 instead."""
 
 
 def plainly(config: Any) -> Any:
-    """A configuration, or an identity of any age, in the form that identities are compared in.
+    """A configuration, or an old or new identity, in the form in which identities are compared.
 
-    Every `_target_` becomes a `call`, arguments with the value of the function's default go, and so
-    do keys without a value and names of files. What is in this form already stays as it is.
+    Every `_target_` becomes a `call`. Arguments that equal the function's defaults, keys without a
+    value and names of files are removed. Data that is already in this form does not change.
     """
     found = _plain(json.loads(json.dumps(config, default=str)))
     if not isinstance(found, dict):
@@ -91,21 +91,21 @@ def _without_files(arguments: Record) -> Record:
 
 
 def _function(target: str) -> Callable | None:
-    """The function of an import path of today or of an earlier release."""
+    """The function of an import path of this or an earlier release; None if there is none."""
     path, _, name = target.rpartition(".")
     room = ROOMS.get(path.rpartition(".")[2])
     return getattr(importlib.import_module(room), name, None) if room else None
 
 
 def _name(function: Callable) -> str:
-    """A function's own name; of a model's `load` that of the class it returns."""
+    """The function's name; for a model's `load`, the name of the class that it returns."""
     if function.__name__ != "load":
         return function.__name__
     return typing.get_type_hints(function)["return"].__name__
 
 
 def _defaults(function: Callable) -> Record:
-    """What a function's arguments are where they are not given, in the form of identities."""
+    """The default values of a function's arguments, in the form of identities."""
     return {
         name: {"call": given.default.__name__} if callable(given.default) else given.default
         for name, given in inspect.signature(function).parameters.items()
@@ -114,14 +114,14 @@ def _defaults(function: Callable) -> Record:
 
 
 def same_score(old: Record, asked: Scoring) -> bool:
-    """Whether a record's configuration scores images as it is asked now."""
+    """Whether a record's configuration has the same settings of the score as `asked`."""
     keys = [as_key(field.name) for field in fields(Scoring)]
     now = asked.plain()
     return bool(plainly({k: old.get(k) for k in keys}) == plainly({k: now[k] for k in keys}))
 
 
 def files_of(asked: Solving) -> dict[str, str]:
-    """The files that decide an image: what an identity calls their sha256 → their name."""
+    """The files that decide an image: the identity's key of their sha256 → their name."""
     found = {"checkpoint": asked.model.config["checkpoint"]}
     if network := (asked.model.config.get("control") or {}).get("checkpoint"):
         found["control_network"] = network
@@ -131,10 +131,10 @@ def files_of(asked: Solving) -> dict[str, str]:
 
 
 def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: Any) -> Record:
-    """What decides the images of a run, in the form that a record keeps; `more` is added.
+    """The identity of a run: what decides its images, with `more`, as a record keeps it.
 
-    The files among it stand there with their sha256; of those that are not on this machine it is
-    the one that is `known`, and new weights from a seed (random:0) stand there by that name.
+    Files are identified by their sha256. If a file is not on this machine, its sha256 is taken from
+    `known`. Random weights made from a seed are identified by their name (random:0).
     """
     kind = Drawing if isinstance(asked, Drawing) else Solving
     plain = asked.plain()
@@ -150,15 +150,15 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
 
 
 def _sha256(name: str) -> str | None:
-    """Of a file by its name in a configuration, if it is on this machine."""
+    """The sha256 of a file named in a configuration; None if it is not on this machine."""
     path = checkpoints.present(name)
     return checkpoints.sha256(path) if path else None
 
 
 def _fetch(names: list[str], asked: Solving) -> None:
-    """Brings published files to this machine; the network is built first, without weights.
+    """Downloads the published files that are not on this machine.
 
-    So a network that cannot be built is refused before its weights are fetched.
+    Before this it builds the network without weights, so a wrong configuration fails early.
     """
     published = [name for name in names if name.startswith(("fetch:", "hub:"))]
     absent = [name for name in published if checkpoints.present(name) is None]
@@ -171,11 +171,11 @@ def _fetch(names: list[str], asked: Solving) -> None:
 def claim(
     asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
 ) -> RunFolder:
-    """The folder of a run, before anything is loaded; its `record` holds the identity alone.
+    """The folder of a run, before anything is loaded; its `record` has only the identity.
 
-    `identify` makes the identity from the one that the folder's record has. Files that are to be
-    fetched are fetched first, unless the folder knows them. Raises UserError if the folder holds
-    another experiment, or if a file cannot be fetched.
+    `identify` makes the identity from that of the folder's record. Published files are downloaded
+    first, unless the folder's record has their sha256. Raises UserError if the folder contains
+    another experiment, or if a file cannot be downloaded.
     """
     folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
     then = plainly(folder.before.get("identity", {})) if folder else {}

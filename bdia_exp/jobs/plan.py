@@ -1,4 +1,4 @@
-"""The plan of an experiment: what its runs cost, and what they lack on this machine."""
+"""The plan of an experiment: what its runs cost, and what is missing on this machine."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,17 +16,16 @@ from bdia_exp.store.records import Record
 
 
 class Costs:
-    """What the runs take, by estimates that are made once for each model and its batches.
+    """Estimated costs of runs; each model and batch size is estimated once.
 
-    None where the configuration does not say what the network is and its checkpoint is not there
-    either.
+    A cost is None if neither the configuration nor a checkpoint file describes the network.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, Cost | None] = {}
 
     def of(self, run: Run) -> Cost | None:
-        """What this run's model takes."""
+        """The estimated cost of this run's model."""
         asked = run.asked
         how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
         key = f"{asked.model.config} {how}"
@@ -35,7 +34,7 @@ class Costs:
         return self._known[key]
 
     def flops(self, runs: Iterable[Run]) -> tuple[float, float] | None:
-        """Operations of these runs' sampling, and of their decoding."""
+        """Floating-point operations of sampling and of decoding; None if not known."""
         sampling = decoding = 0.0
         for run in runs:
             cost = self.of(run)
@@ -47,7 +46,7 @@ class Costs:
 
 
 def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops: float) -> str:
-    """The plan as text: every cell, where it stands, and what its runs in `todo` take."""
+    """The plan as text: every cell, its state, and the cost of its runs in `todo`."""
 
     def hours(runs: list[Run]) -> str:
         flops = sum(costs.flops(runs) or ())
@@ -81,7 +80,7 @@ def _hours(flops: float, tflops: float) -> str:
 
 
 def _speed(sampling: float, decoding: float, tflops: float) -> list[str]:
-    """What the GPU hours are made of."""
+    """The GPU hours of sampling and of decoding."""
     if not sampling:
         return []
     of = "sampling alone"
@@ -91,7 +90,7 @@ def _speed(sampling: float, decoding: float, tflops: float) -> list[str]:
 
 
 def _memory(runs: list[Run], costs: Costs) -> list[str]:
-    """A line for each model: what its weights and its largest batch hold."""
+    """A line for each model: the memory of its weights and its largest batch."""
     largest: dict[str, tuple[int, str]] = {}
     for run in runs:
         if cost := costs.of(run):
@@ -102,7 +101,7 @@ def _memory(runs: list[Run], costs: Costs) -> list[str]:
 
 
 def _disk(runs: list[Run], costs: Costs) -> list[str]:
-    """The images that are kept, as if none could be compressed: all runs', or only till its end."""
+    """Upper bound on disk space: all runs' images, or one run's with save=scratch."""
     kept: dict[str, list[int]] = {}
     for run in runs:
         if cost := costs.of(run):
@@ -116,13 +115,13 @@ def _disk(runs: list[Run], costs: Costs) -> list[str]:
 
 
 class Needs:
-    """What runs need that may not be on this machine; every question is asked once."""
+    """Checks whether this machine has what runs need; each need is checked once."""
 
     def __init__(self) -> None:
         self._known: dict[str, str | None] = {}
 
     def lacking(self, run: Run) -> list[str]:
-        """Why this run cannot start, after fetching what may be fetched; empty if it can."""
+        """The reasons why this run cannot start, after trying downloads; empty if it can."""
         asked = run.asked
         questions: dict[str, Callable[[], object]] = {
             str(asked.model.config): partial(asked.model.make, device="cpu", dtype="auto"),
@@ -147,9 +146,9 @@ def _reason(ask: Callable[[], object]) -> str | None:
 
 
 def _readable(reference: str | None) -> None:
-    """Raises UserError unless reference statistics, or images, are there."""
+    """Raises UserError unless the reference, statistics or images, can be read."""
     if reference is None:
-        raise UserError("give reference= in overrides=: this model brings none")
+        raise UserError("this model has no default reference: give reference= in overrides=")
     path = checkpoints.locate(reference)
     if not is_image_set(path):
         Statistics.load(path)

@@ -1,4 +1,4 @@
-"""What is solved: an exact density, or a model."""
+"""The problems that studies solve: exact densities and models."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ ABOUT = {
     "mixture": "a mixture of three Gaussians in 6 dimensions",
 }
 IMAGE_STEPS = 10
-"""Of EDM's sampler, for the images of a model."""
+"""Steps of EDM's sampler to make the images of a model."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A density or a model with `count` states, always the same: those of the seeds from 0 on."""
+    """A density or a model, with `count` states that are the same in every run."""
 
     name: str
     about: str
@@ -59,7 +59,7 @@ class Problem:
 
     @cached_property
     def images(self) -> Tensor:
-        """Clean states, float64 [count, …]; of a model its own images, rounded to pixels."""
+        """Clean states, float64 [count, …]; a model generates them, rounded to pixels."""
         if not self.model:
             return self._draw(CLEAN)
         grid = karras(IMAGE_STEPS)
@@ -75,7 +75,7 @@ class Problem:
 def problems_of(given: Sequence | str, count: int, device: str, compose: Compose) -> list[Problem]:
     """The problems with these names.
 
-    A name is one of DENSITIES or a model's, which may have overrides: "edm model.checkpoint=PATH".
+    A name is a key of DENSITIES or a model; overrides may follow: "edm model.checkpoint=PATH".
     Raises UserError for a name that is neither.
     """
     found: list[Problem] = []
@@ -135,7 +135,7 @@ def rms(x: Tensor) -> float:
 
 
 def last(states: Iterable[Any]) -> Any:
-    """The last of at least one; the others are not kept. Without gradients."""
+    """The last of one or more states, without gradients; the others are not kept."""
     with torch.inference_mode():
         for state in states:
             found = state

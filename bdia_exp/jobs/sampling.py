@@ -1,4 +1,4 @@
-"""From seeds to images: a job, and the stream of batches that a rank makes of it."""
+"""From seeds to images: a job, and the stream of its batches on one rank."""
 
 import hashlib
 import inspect
@@ -28,7 +28,7 @@ from bdia_exp.store.records import Record
 
 @dataclass(frozen=True)
 class Texts:
-    """What a text-to-image run is asked for, and how strongly."""
+    """The condition of a text-to-image run: prompts, guidance, and the ControlNet's image."""
 
     prompts: Prompts
     guidance: float
@@ -36,9 +36,9 @@ class Texts:
 
     @classmethod
     def of(cls, model: Model, asked: Drawing) -> "Texts | None":
-        """What a model is asked for; None if it takes no text.
+        """The condition for a model; None if it takes no text.
 
-        Raises UserError if the two do not go together.
+        Raises UserError if the model cannot use these settings.
         """
         text, source = asked.prompt, asked.prompts
         given = {"prompt": text, "prompts": source, "control": asked.control}
@@ -68,7 +68,7 @@ class Texts:
 
     @property
     def provenance(self) -> Record:
-        """What goes into a record."""
+        """What a record keeps of the condition."""
         control = None
         if self.control is not None:
             control = hashlib.sha256(self.control.numpy().tobytes()).hexdigest()
@@ -82,21 +82,21 @@ class Texts:
 
 
 def control_image(model: Model, source: str | None) -> Tensor | None:
-    """What a ControlNet is shown, uint8 [1, 3, H, W], cut and resized to the model's images."""
+    """A ControlNet's image, uint8 [1, 3, H, W], cropped and resized to the model's size."""
     if source is None:
         return None
     return ImageSet(source, fit=model.image_shape).read([0])
 
 
 def levels_of(asked: Solving, model: Model) -> Grid:
-    """The grid on which the sampler spends the NFE. Raises UserError if there is none."""
+    """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
     make = asked.grid.make
     return grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides an image but its seed."""
+    """Everything that decides an image, except its seed."""
 
     model: Model
     sampler: Sampler
@@ -107,7 +107,7 @@ class Job:
 
     @classmethod
     def of(cls, asked: Drawing, device: str) -> "Job":
-        """Loads the model and fits a grid to the NFE. Raises UserError for what cannot be."""
+        """Loads the model and makes the grid. Raises UserError for settings that do not fit."""
         model = asked.model.make(device=device, dtype=asked.dtype)
         if asked.class_ is not None:
             require_class(model, "class", asked.class_)
@@ -132,7 +132,7 @@ class Job:
         return z, labels if self.label is None else torch.full_like(labels, self.label)
 
     def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
-        """The end states of these seeds, and the network evaluations that each of them took.
+        """The end states of these seeds, and the number of network evaluations per image.
 
         `step` is called after every step of the sampler.
         """
@@ -142,7 +142,7 @@ class Job:
         denoiser = Counted(self.model.denoiser(condition))
         sampler: Callable[..., Iterator[Tensor]] = self.sampler
         if "noise" in inspect.signature(sampler).parameters:
-            sampler = partial(sampler, noise=rng.randn_like)  # of these seeds, after their start
+            sampler = partial(sampler, noise=rng.randn_like)  # drawn after the start
         with torch.inference_mode():
             for state in sampler(denoiser, z, self.grid):
                 step()
@@ -158,7 +158,7 @@ class Job:
 @dataclass(frozen=True)
 class Batch:
     seeds: Sequence[int]
-    states: Tensor | None  # [B, C, h, w]; None: the images were on the disk
+    states: Tensor | None  # [B, C, h, w]; None: the images were read from the disk
     labels: Tensor | None  # int64 [B]
     nfe: int | None  # None: not sampled but read from the disk
     images: Tensor | None = None  # uint8 [B, C, H, W]; None: not decoded
@@ -170,7 +170,7 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run keeps its images and end states, and what it makes."""
+    """Where a run stores its images and end states, and which of them it makes."""
 
     images: Folder | None
     latents: Latents
@@ -179,7 +179,7 @@ class Places:
 
     @classmethod
     def of(cls, root: Path, save: str, decode: bool) -> "Places":
-        """Those of a run of `sample`. Without `decode`, images are not made."""
+        """The places of a run of `sample`. Without `decode`, it makes no images."""
         folder = Folder(root) if save in ("folder", "zip", "scratch") else None
         return cls(folder, Latents(root), save == "latents", decode)
 
@@ -187,12 +187,12 @@ class Places:
 def stream(
     job: Job, batches: Sequence[Sequence[int]], places: Places, bar: tqdm
 ) -> Iterator[Batch]:
-    """This rank's share of the batches: read where they are on the disk, sampled where not.
+    """This rank's share of the batches: read from the disk if they are there, else sampled.
 
-    The seeds are cut into batches before they are dealt to the ranks, and a batch that was not
-    finished is made again whole: so no image depends on the number of processes or on a restart.
+    The seeds are split into batches before the batches are shared among the ranks. An unfinished
+    batch is made again completely. So no image depends on the number of processes or on a restart.
 
-    Decoding and writing go on in a thread of their own while the next batch is sampled.
+    A separate thread decodes and writes each batch while the next one is sampled.
     """
     steps, total = len(job.grid) - 1, sum(map(len, batches))
 
@@ -200,7 +200,7 @@ def stream(
         bar.update(min(images, total - bar.n))  # the last batch of another rank may be shorter
 
     def start(seeds: Sequence[int]) -> Batch:
-        everyone = len(seeds) * dist.world()  # the bar of rank 0 stands for all
+        everyone = len(seeds) * dist.world()  # the bar of rank 0 counts for all ranks
         if places.images and places.images.has(seeds):
             advance(everyone)
             return Batch(seeds, None, job.draw(seeds)[1], None, places.images.read(seeds))

@@ -1,4 +1,4 @@
-"""A scorer of what is asked for, and a set of images scored."""
+"""Makes a scorer from settings, and scores a set of images."""
 
 import torch
 
@@ -14,9 +14,9 @@ from bdia_exp.store.images import ImageSet, is_image_set
 
 
 def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
-    """A score against a reference: an npz with mu and sigma, or a set of images, scored here.
+    """A scorer with its reference: an npz with mu and sigma, or images to compute them from.
 
-    Raises UserError if there is no reference, or if it cannot serve.
+    Raises UserError if there is no reference, or if it cannot be used.
     """
     require_size(asked.resize)
     if asked.reference is None:
@@ -43,7 +43,7 @@ def score_set(
     batch: int,
     prompts: list[str] | None = None,
 ) -> None:
-    """Scores the first `count` images, this rank's share of them, with a prompt for each."""
+    """Scores this rank's share of the first `count` images, with their prompts if given."""
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
     with progress(count, "img") as bar:
         for start in starts:
@@ -57,7 +57,7 @@ def score_set(
 
 
 def image_set(images: str) -> ImageSet:
-    """The images in a path, or in a published file (`fetch:FILE`)."""
+    """The images at a path, or in a published file (`fetch:FILE`)."""
     published = images.startswith("fetch:")
     return ImageSet(checkpoints.locate(images) if published else images)
 
@@ -68,7 +68,7 @@ def listed(metrics: list[str] | str | None) -> list[str]:
 
 
 def require_size(resize: int | None) -> None:
-    """Raises UserError unless images can be resized to so many pixels, or are not resized."""
+    """Raises UserError if images cannot be resized to `resize` pixels; None: not resized."""
     if resize is not None:
         positive("resize", resize)
         require("cv2")

@@ -1,8 +1,8 @@
-"""What each verb is asked for: one frozen dataclass a verb, made by the command line or by hand.
+"""The settings of each verb: one frozen dataclass per verb, made by the command line or a caller.
 
-A field is a key of the verb's configuration. Functions take the smallest class that serves them. A
-default here is what a record without that key was made with; the defaults of a command stand in its
-YAML.
+A field is a key of the verb's configuration. Functions take the smallest class that they need. A
+default here is the value that a record without that key was made with; the defaults of a command
+are in its YAML.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Solving(Asked):
 
     @property
     def unused(self) -> set[str]:
-        """The fields that decide nothing, since another one is not given."""
+        """The fields that have no effect, because another field is not given."""
         return {"guidance"} if self.prompt is None else set()
 
 
@@ -66,7 +66,7 @@ class Drawing(Solving):
 
 @dataclass(frozen=True, kw_only=True)
 class Computing(Asked):
-    """What decides how fast, not what."""
+    """Settings that change the speed, not the result."""
 
     batch: int
     device: str
@@ -78,7 +78,7 @@ class Computing(Asked):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Asked):
-    """All that decides, beside the images, their score."""
+    """All that decides the score of given images."""
 
     features: Choice[Callable[..., Extractor]]
     reference: Source | None
@@ -89,7 +89,7 @@ class Scoring(Asked):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Drawing, Scoring, Computing):
-    """Images of seeds, and their score."""
+    """Which images to generate, how to save them, and whether to score them."""
 
     images: int | None
     seeds: str | int | None
@@ -108,20 +108,20 @@ class Sampling(Drawing, Scoring, Computing):
 
     @property
     def seeds_text(self) -> str:
-        """The seeds as a record has them: 0-63."""
+        """The seeds as text, as in a record: 0-63."""
         if self.seeds is not None:
             return str(self.seeds)
         return f"0-{(self.images or DEFAULT_IMAGES) - 1}"
 
     @property
     def wanted(self) -> list[int]:
-        """The seeds. Raises UserError for a text that names none."""
+        """The seeds as numbers. Raises UserError if the text is not a list of seeds."""
         return parse(self.seeds_text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inverting(Solving, Computing):
-    """Images, and how they are taken to noise."""
+    """Images, and how they are inverted to noise."""
 
     images: str
     limit: int | None
@@ -140,14 +140,14 @@ class Inverting(Solving, Computing):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip(Inverting):
-    """The same, and perhaps what `invert` kept, to go back from."""
+    """The same, with an optional folder of `invert` to decode from."""
 
     states: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Editing(RoundTrip):
-    """The same, with what the images become."""
+    """The same, with the class or prompt of the edited images."""
 
     to: int | Phrase
     features: Choice[Callable[..., Extractor]]
@@ -155,13 +155,13 @@ class Editing(RoundTrip):
 
 
 def require_gammas(sampler: Record) -> None:
-    """Raises UserError unless every γ of a sampler's configuration is 0 to 1.
+    """Raises UserError unless every γ of a sampler's configuration is from 0 to 1.
 
-    The solvers take more: 1/γ runs them backwards.
+    The solvers also accept larger values: 1/γ runs them backwards.
     """
     for key in ("gamma", "gamma1", "gamma2"):
         if not 0 <= sampler.get(key, 0.0) <= 1:
             raise UserError(
-                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 BDIA of "
-                "Tables 2 and 3"
+                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 is BDIA "
+                "as in Tables 2 and 3"
             )

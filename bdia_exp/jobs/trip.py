@@ -1,7 +1,7 @@
 """Images to noise and back: what `invert`, `roundtrip` and `edit` share.
 
-A trip goes one way or both through an `Inversion`, batch after batch. What the first way keeps is a
-file, `states.safetensors`, from which another trip can go back.
+A trip inverts images to noise with an `Inversion`, batch by batch, and may decode them again.
+`invert` saves its end states in `states.safetensors`; another trip can decode from this file.
 """
 
 import hashlib
@@ -45,13 +45,13 @@ class Way:
     nfe: int
 
     def last(self, key: str) -> Tensor:
-        """What all batches kept under a key, [N, …], on the CPU."""
+        """The tensors that all batches kept under a key, joined: [N, …], on the CPU."""
         return torch.cat([kept[key].cpu() for kept in self.kept])
 
 
 @dataclass
 class Trip:
-    """A run of one of the verbs: what goes where, and how. The network is loaded when needed."""
+    """One run of `invert`, `roundtrip` or `edit`. The network is loaded when it is needed."""
 
     asked: Inverting
     command: str
@@ -65,14 +65,14 @@ class Trip:
 
     @classmethod
     def prepared(cls, asked: Inverting, command: str) -> "Trip":
-        """Reads and checks everything, and claims the folder; loads no weights, writes nothing."""
+        """Reads and checks all inputs, and finds the folder; loads no weights, writes nothing."""
         device = dist.device(asked.device)
         way = inversion.of(asked.sampler.make, state=asked.state, time=asked.ddim_time)
         about = asked.model.make(device="meta", dtype=asked.dtype)
         levels = levels_of(asked, about)
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
-            raise UserError(f"strength={asked.strength} leaves no step: choose more")
+            raise UserError(f"strength={asked.strength} leaves no step: give a larger value")
         found = ImageSet(asked.images, fit=about.image_shape)
         rows = found.first(asked.limit)
         images = found.read(rows)
@@ -98,7 +98,7 @@ class Trip:
 
     @property
     def done(self) -> bool:
-        """Whether an earlier run made all that is asked for; it is said then."""
+        """Whether an earlier run made all results; prints a message if so."""
         whole = self.command != "invert" or (self.run.root / STATES_FILE).exists()
         if found := self.run.complete and whole:
             say(f"{self.run.root} is complete: nothing to do")
@@ -111,18 +111,18 @@ class Trip:
 
     @cached_property
     def states(self) -> Tensor:
-        """The images as states, [N, C, h, w], of the dtype that is asked for."""
+        """The images as states, [N, C, h, w], of the dtype of `state`."""
         x = self.model.encode(self.images).to(STATES[self.asked.state])
-        # In fixed point what comes back is the rounded state.
+        # In fixed point, decoding gives the rounded state.
         return value(quantise(x)) if self.asked.state == "fixed" else x
 
     def to_noise(self, source: str | None = None) -> Way:
-        """All images inverted; or, with a `source`, what a run of `invert` kept of them.
+        """Inverts all images; with a `source`, reads the states that a run of `invert` saved.
 
-        Before any work it makes the folder ours, with a record that is not complete.
+        It first writes an incomplete record, so that the folder belongs to this run.
         """
         there = self._kept_by(Path(source).expanduser()) if source else None
-        if self.asked.state == "fixed":  # both ways must give the same bits
+        if self.asked.state == "fixed":  # both directions must give the same bits
             torch.backends.cudnn.benchmark = False
             torch.use_deterministic_algorithms(True, warn_only=True)
         record: Record = {
@@ -142,11 +142,11 @@ class Trip:
         return there or self.encode([{"z": z} for z in self.states.split(self.asked.batch)])
 
     def encode(self, starts: Sequence[Kept]) -> Way:
-        """To noise, batch after batch."""
+        """Inverts to noise, batch by batch."""
         return self._walk("to noise", self.inversion.encode, starts)
 
     def decode(self, there: Way, to: int | str | None = None) -> Way:
-        """Back again, under the images' own class or prompt, or another."""
+        """Decodes from noise, under the images' own class or prompt, or under `to`."""
         same = to is None
 
         def way(model, kept, grid):
@@ -155,7 +155,7 @@ class Trip:
         return self._walk("back", way, there.kept, to)
 
     def condition(self, rows: slice, to: int | str | None = None) -> Condition:
-        """That of some of the images: their own class or prompt, or `to`."""
+        """The condition of some of the images: their own class or prompt, or `to`."""
         count = len(self.images[rows])
         if self.model.takes_text:
             prompt = prompts.of_text(str(self.asked.prompt if to is None else to))
@@ -193,11 +193,11 @@ class Trip:
             {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
             for identity in (self.run.record["identity"], plainly(old["identity"]))
         )
-        records.require_same(source, there, here, "invert these images anew")
+        records.require_same(source, there, here, "invert these images again")
         return Way(load_states(source / STATES_FILE, self.device), old["nfe"])
 
     def decoded(self, way: Way) -> Tensor:
-        """The images at the end of a way, uint8 [N, C, H, W] on the CPU."""
+        """The images at the end of a pass, uint8 [N, C, H, W] on the CPU."""
         return self.pictures(way.last("z"))
 
     def pictures(self, states: Tensor) -> Tensor:
@@ -207,18 +207,18 @@ class Trip:
 
     @cached_property
     def through_autoencoder(self) -> Tensor | None:
-        """The images after encoding and decoding alone; None if that changes nothing."""
+        """The images after the autoencoder alone, without inversion; None if unchanged."""
         images = self.pictures(self.states)
         return None if torch.equal(images, self.images) else images
 
     def finish(
         self, rows: dict[str, Tensor], pictures: Tensor | None, numbers: Record, text: str
     ) -> Record:
-        """Writes images, strip and record, in this order; says what came out."""
+        """Writes images, strip and record, in this order; prints a summary."""
         root, total = self.run.root, len(self.images)
         folder = Folder(root)
         if pictures is not None:
-            folder.remove()  # of this run, stopped before its record was complete
+            folder.remove()  # images of this run from before an interruption
             folder.write(range(total), pictures)
             if self.labels is not None:
                 shown = getattr(self.asked, "to", None)
@@ -237,7 +237,7 @@ class Trip:
 
 
 def _require_text(asked: Inverting, about: Model) -> None:
-    """Raises UserError unless there is a prompt for a model that takes one, and only then."""
+    """Raises UserError if a text model has no prompt, or another model has one."""
     if not about.takes_text:
         if asked.prompt is not None:
             raise UserError("prompt=: this model takes no text; leave prompt= out")
@@ -260,14 +260,14 @@ def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> T
         return None
     labels = own if asked.class_ is None else torch.full((count,), asked.class_)
     if labels is None:
-        raise UserError("these images bring no labels: give class= for what they show")
+        raise UserError("these images have no labels: give class= for what they show")
     for label in sorted({*labels.tolist()}):
         require_class(about, "class", label)
     return labels
 
 
 def save_states(path: Path, kept: Iterable[Kept]) -> None:
-    """What was kept of every batch, as one file of tensors named `batch.key`."""
+    """Writes the tensors kept of every batch to one file, under the names `batch.key`."""
     flat = {
         f"{number}.{key}": tensor.contiguous().cpu().clone()
         for number, one in enumerate(kept)
@@ -278,7 +278,7 @@ def save_states(path: Path, kept: Iterable[Kept]) -> None:
 
 
 def load_states(path: Path, device: str) -> list[Kept]:
-    """What `save_states` wrote. Raises UserError if it is not readable."""
+    """Reads what `save_states` wrote. Raises UserError if it cannot be read."""
     try:
         flat = load_file(path, device)
         batches: dict[int, dict[str, Tensor]] = {}

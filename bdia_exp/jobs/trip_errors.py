@@ -1,4 +1,4 @@
-"""What a trip to noise and back lost: errors, noise, amplification, and the sentences of them."""
+"""Errors of a trip to noise and back: pixels, noise and amplification, as numbers and text."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from bdia_exp.samplers.inversion import DDIMInversion, FixedPointInversion
 from bdia_exp.store.records import Record
 
 CHANGE = 1e-4
-"""The RMS of the change whose growth `roundtrip` measures: well above a float32's rounding."""
+"""RMS of the change whose growth `roundtrip` measures: well above float32's rounding error."""
 
 
 def pixel_errors(trip: Trip, pictures: Tensor) -> Record:
-    """Of a reconstruction, from the input; and how much of it is the autoencoder's."""
+    """Pixel errors of a reconstruction against the input, and the autoencoder's part of them."""
     numbers: Record = {"pixel_error": errors(pictures, trip.images)}
     if trip.through_autoencoder is not None:
         numbers["autoencoder_error"] = errors(trip.through_autoencoder, trip.images)
@@ -25,7 +25,7 @@ def pixel_errors(trip: Trip, pictures: Tensor) -> Record:
 
 
 def about_noise(trip: Trip, there: Way) -> Record:
-    """How far from noise the end of the way is, and how much was kept beside the states."""
+    """How close the inverted images are to noise, and how much side information was kept."""
     z, level = there.last("z").double(), trip.grid[0]
     numbers: Record = {
         "noise": {
@@ -47,10 +47,10 @@ def about_noise(trip: Trip, there: Way) -> Record:
 
 
 def amplification(trip: Trip, there: Way, back: Way) -> Record | None:
-    """How a change of one of the two states that came back grows on the way to noise.
+    """How a small change of one of the two decoded states grows when it is inverted again.
 
-    Predicted is what the method alone does to it; the network's part is in what is measured.
-    Of fixed point only whether both ends have the same bits; of DDIM, with one state, None.
+    `predicted` includes only the method; `measured` also includes the network. For fixed point,
+    only whether both ends have the same bits. None for DDIM, which has one state.
     """
     each, steps = trip.inversion.amplification, len(trip.grid) - 1
     found: Record = {"per_step": each, "predicted": each**steps}
@@ -113,7 +113,7 @@ def autoencoder_sentence(numbers: Record) -> str:
     if "inversion_error" not in numbers:
         return ""
     own, rest = numbers["autoencoder_error"]["rms"], numbers["inversion_error"]["rms"]
-    return f" (the autoencoder alone: {own:.3f}; from what it gives: {rest:.3f})"
+    return f" (the autoencoder alone: {own:.3f}; the inversion alone: {rest:.3f})"
 
 
 def amplification_sentence(found: Record | None) -> str:

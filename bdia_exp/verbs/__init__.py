@@ -1,7 +1,7 @@
-"""The verbs: a file for each, with the verb's name. READ `sample` SECOND, after core.py.
+"""The verbs: one file per verb, with the verb's name. READ `sample` SECOND, after core.py.
 
 A file declares its verb with `VERB = Verb(function, asks)`. Its configuration, with defaults, help
-and an example, is configs/NAME.yaml. There is no other list of verbs than these files.
+and an example, is configs/NAME.yaml. These files are the only list of verbs.
 """
 
 import importlib
@@ -13,16 +13,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verb:
-    """What the command line must know of a verb."""
+    """What the command line must know about a verb."""
 
     function: Callable[..., Any]
     asks: type
-    """The dataclass that the function takes first; its fields are the verb's keys."""
+    """The dataclass of the function's first argument; its fields are the verb's keys."""
     parallel: bool = False
     """Whether several processes can share its work (-p)."""
     composes: str | None = None
-    """The verb that this one runs. The function then takes `compose`, from overrides to what that
-    verb is asked for."""
+    """The verb that this one runs. The function then also takes `compose`, which turns overrides
+    into the settings of that verb."""
     lists: bool = False
     """Whether the function takes `listing`, the models that can be chosen."""
 
@@ -34,6 +34,6 @@ def names() -> list[str]:
 
 
 def verb(name: str) -> Verb:
-    """What the file of a verb declares."""
+    """The `VERB` that a verb's file declares."""
     found: Verb = importlib.import_module(f"{__name__}.{name}").VERB
     return found

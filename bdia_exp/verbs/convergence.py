@@ -1,4 +1,4 @@
-"""`convergence`: the error of samplers against their steps, and its order."""
+"""`convergence`: the error of samplers for several numbers of steps, and its order."""
 
 import math
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 FINER = 2
-"""The reference solution takes so many times the most steps that are studied."""
+"""The reference solution takes this many times the largest number of steps in the study."""
 POINTS = 3
-"""The order is the slope through so many of the finest points."""
+"""The order is the slope through this many points, those with the most steps."""
 ABOVE = 10.0
-"""Points nearer to the noise floor than this factor do not count for the order."""
+"""Only errors above this multiple of the noise floor count for the order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +54,19 @@ class Converging(Asked):
     def check(self) -> None:
         super().check()
         positive("count", self.count)
-        karras(1, None, **self.span)  # refuses a wrong range
+        karras(1, None, **self.span)  # raises UserError for a wrong range
 
     @property
     def span(self) -> dict[str, float]:
-        """From which level to which all samplers go."""
+        """The last and the first level of all samplers, as σ/α."""
         return {"sigma_min": float(self.sigma_min), "sigma_max": float(self.sigma_max)}
 
 
 def convergence(asked: Converging, compose: Compose) -> Record:
     """Runs every sampler on every problem with every number of steps; returns what it wrote.
 
-    All solve one problem: the ODE from sigma_max to sigma_min. Raises UserError for what it does
-    not know before anything runs.
+    All samplers solve the same ODE from sigma_max to sigma_min. Raises UserError for unknown
+    names before anything runs.
     """
     wanted = sorted(whole_numbers("steps", asked.steps))
     device = dist.device(asked.device)
@@ -114,7 +114,7 @@ class _Chosen(NamedTuple):
 
 
 def _sampler(label: str, overrides: list[str], compose: Compose) -> _Chosen:
-    """A sampler and the levels that it is studied on: EDM's if its own grid is."""
+    """A sampler and the kind of its levels: EDM's if its default grid is EDM's, else the arc."""
     asked = compose(overrides)
     config = asked.sampler.config
     if config.get("S_churn"):
@@ -162,7 +162,7 @@ def _row(
 
 
 def _run(problem: Problem, sampler: Sampler, grid: Grid, exact: "Reference") -> Record:
-    """The error at the end, in EDM's coordinates z/α, in which all samplers start alike."""
+    """The error at the end, in EDM's coordinates z/α, in which all samplers have one start."""
     denoiser = Counted(problem.denoiser)
     z = last(sampler(denoiser, grid[0].alpha * exact.start, grid))
     return {"error": finite(rms(z / grid[-1].alpha - exact.end)), "nfe": denoiser.nfe}
@@ -172,9 +172,9 @@ def _run(problem: Problem, sampler: Sampler, grid: Grid, exact: "Reference") -> 
 
 
 class Reference(NamedTuple):
-    """States at sigma_max and the solution that passes through them at sigma_min, α = 1.
+    """States at sigma_max, and the solution from them at sigma_min, both with α = 1.
 
-    `floor` is about how wrong the solution is, an RMS.
+    `floor` estimates the RMS error of the solution.
     """
 
     start: Tensor
@@ -184,9 +184,9 @@ class Reference(NamedTuple):
 
 
 def reference(problem: Problem, span: Record, steps: int, cells: Cells) -> Reference:
-    """The closed form of one Gaussian; elsewhere the classical Runge-Kutta method on EDM's levels.
+    """The closed form for one Gaussian; else the classical Runge-Kutta method on EDM's levels.
 
-    Of the latter the floor is how far the solution with half the steps is away.
+    The floor of the latter is its RMS difference from the solution with half the steps.
     """
     s, t = edm(span["sigma_max"]), edm(span["sigma_min"])
     start = problem.noise(s)
@@ -198,7 +198,7 @@ def reference(problem: Problem, span: Record, steps: int, cells: Cells) -> Refer
 
 
 def _runge_kutta(problem: Problem, z: Tensor, span: Record, steps: int, cells: Cells) -> Tensor:
-    """The end of the solution from z, from the disk or computed."""
+    """The end of the solution that starts at z: read from the disk or computed."""
 
     def solve() -> Record:
         state, grid = z, karras(steps + 1, **span)[:-1]
@@ -216,7 +216,7 @@ def _runge_kutta(problem: Problem, z: Tensor, span: Record, steps: int, cells: C
 def order(steps: Sequence[int], errors: Sequence[float | None], floor: float) -> float | None:
     """Minus the slope of log error over log steps, through the finest points above the floor.
 
-    None where fewer than two are left or where the error does not fall from one to the next.
+    None if fewer than two are left, or if the error does not fall from each one to the next.
     """
     points = [
         (math.log(n), math.log(error))

@@ -1,4 +1,4 @@
-"""`edit`: images to noise, and back under another class or prompt."""
+"""`edit`: inverts images to noise, and decodes them under another class or prompt."""
 
 from torch import Tensor
 
@@ -21,9 +21,9 @@ from bdia_exp.verbs import Verb
 
 
 def edit(asked: Editing) -> Record:
-    """Images to noise under their class or prompt, and back under another. Returns its record.
+    """Inverts images under their class or prompt, decodes them under another. Returns the record.
 
-    The reconstruction, back under their own, is made too.
+    It also makes the reconstruction: the images decoded under their own class or prompt.
     """
     trip = Trip.prepared(asked, "edit")
     if trip.done:
@@ -52,7 +52,7 @@ def edit(asked: Editing) -> Record:
 
 
 def _checked(asked: Editing, trip: Trip) -> Extractor | None:
-    """The classifier, if one is asked for. Raises UserError for a class that there is not."""
+    """The classifier, if `classify`. Raises UserError for a class that the model does not have."""
     if not trip.model.takes_text:
         if not isinstance(asked.to, int):
             raise UserError(f"to={asked.to}: this model takes no text; give the number of a class")

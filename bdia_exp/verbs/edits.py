@@ -46,20 +46,20 @@ class Comparing(Asked):
 
 
 SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "device")
-"""The keys that every run of `edit` gets as they are."""
+"""The keys that are passed unchanged to every run of `edit`."""
 
 
 def edits(asked: Comparing, compose: Compose) -> Record:
     """Runs `edit` for every method with the same number of steps, then draws the sheet.
 
-    Methods that are done already are not done again. Returns the records by method.
+    Complete runs are not run again. Returns the records by method.
     """
     plain = asked.plain()
     common = [f"{key}={_as_word(plain[key])}" for key in SHARED if plain[key] is not None]
     more = split("settings", asked.settings)
     settled = {*SHARED, "nfe", "out", "sampler"}
     if both := sorted(settled & {key_of(word) for word in more}):
-        raise UserError(f"settings: {both[0]}= is a key of edits, or its methods': give it there")
+        raise UserError(f"settings: {both[0]}= is a key of edits or of its methods: give it there")
     chosen = entries("methods", asked.methods, "sampler", within=("grid",))
     plan = {label: [*common, *more, *how] for label, how in chosen.items()}
     root = folder_of(asked.out, f"edits-{records.digest(plan)}")
@@ -104,10 +104,10 @@ def _draw(made: Record, root: Path, images: str) -> None:
     lines = [
         f"# Edits {what}to {config['to']!r}",
         "![Edits](sheet.png)",
-        "RMS of pixels, of 255: what the round trip alone does to the images, the reconstruction "
-        "from the input (with what an autoencoder loses), the edit from the input. Noise: RMS of "
-        "the inverted images, and what images noised at random have. Evaluations: to noise and "
-        "back.",
+        "RMS differences of pixels, which are 0 to 255. Inversion: error of the round trip alone; "
+        "reconstruction: from the input, with the autoencoder's error; edit: from the input. "
+        "Noise: RMS of the inverted images, in brackets that of images with random noise. "
+        "Evaluations: to noise + back.",
         markdown_table(heads, rows),
     ]
     write_text(root / "edits.md", "\n\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""`evaluate`: FID, and what else is asked for, of a set of images."""
+"""`evaluate`: FID and other metrics of a set of images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from bdia_exp.verbs import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating(Scoring, Computing):
-    """A set of images, and what it is scored with."""
+    """A set of images, and how it is scored."""
 
     images: str
     limit: int | None
@@ -24,7 +24,7 @@ class Evaluating(Scoring, Computing):
 
 
 def evaluate(asked: Evaluating) -> Record:
-    """FID, and what else `metrics` names, of a set of images. Returns the record that it wrote."""
+    """Computes the `metrics` of a set of images. Returns the record that it wrote."""
     device = dist.device(asked.device)
     found = image_set(asked.images)
     count = len(found.first(asked.limit))

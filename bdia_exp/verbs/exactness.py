@@ -1,4 +1,4 @@
-"""`exactness`: what inversion gives back, there and back again."""
+"""`exactness`: the errors of inversion after a round trip."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
 TIMES = ("target", "own")
-"""Of DDIM's inversion: which level the network is asked about."""
+"""For DDIM's inversion: which level is given to the network."""
 
 WAYS = {"image": "image → noise → image", "noise": "noise → image → noise"}
 """Where a round trip begins and ends."""
@@ -33,7 +33,7 @@ WAYS = {"image": "image → noise → image", "noise": "noise → image → nois
 
 @dataclass(frozen=True)
 class Method:
-    """An inversion, what it was made of and the grid to run it on."""
+    """An inversion, its number format and configuration, and the function of its grid."""
 
     label: str
     way: Inversion
@@ -63,7 +63,7 @@ class Proving(Asked):
 def exactness(asked: Proving, compose: Compose) -> Record:
     """Runs every round trip and returns what it wrote.
 
-    Raises UserError for what it does not know, or cannot invert, before anything runs.
+    Raises UserError for unknown names, or samplers without an inverse, before anything runs.
     """
     wanted = sorted(whole_numbers("steps", asked.steps))
     device = dist.device(asked.device)
@@ -101,10 +101,10 @@ def exactness(asked: Proving, compose: Compose) -> Record:
 def _methods(
     gammas: list[float], samplers: list | str, states: list[str], compose: Compose
 ) -> list[Method]:
-    """BDIA-DDIM with every γ, then the samplers beside it, each with the states it can have."""
+    """BDIA-DDIM with every γ, then the other samplers, each with the number formats it allows."""
     for gamma in gammas:
         if not 0 < gamma <= 1:
-            raise UserError(f"gammas={gamma:g} must be above 0 and at most 1 to be undone")
+            raise UserError(f"gammas={gamma:g} must be above 0 and at most 1 to be inverted")
     rows = {f"bdia_ddim γ={g:g}": ["sampler=bdia_ddim", f"sampler.gamma={g}"] for g in gammas}
     rows |= entries("samplers", samplers, "sampler", within=("grid",)) if samplers else {}
     found = []
@@ -180,11 +180,11 @@ def _trip(problem: Problem, method: Method, start: str, steps: int) -> Record:
 
 
 Trip = tuple[Tensor, inversion.Kept, Tensor]
-"""Where it began, what was kept at the turn, and where it came back to."""
+"""The first state, what was kept at the turning point, and the last state."""
 
 
 def from_image(way: Inversion, model: Denoiser, x: Tensor, grid: Grid) -> Trip:
-    """To noise and back; `grid` runs from noise to data."""
+    """Inverts to noise and decodes; `grid` runs from noise to data."""
     if isinstance(way, FixedPointInversion):
         x = fixedpoint.value(fixedpoint.quantise(x))
     kept = last(way.encode(model, x, grid))
@@ -192,7 +192,7 @@ def from_image(way: Inversion, model: Denoiser, x: Tensor, grid: Grid) -> Trip:
 
 
 def from_noise(way: Inversion, model: Denoiser, z: Tensor, grid: Grid) -> Trip:
-    """To a clean state by sampling, and back from all that the last step left."""
+    """Samples to a clean state, and inverts from everything that the last step kept."""
     if isinstance(way, FixedPointInversion):
         z = fixedpoint.value(fixedpoint.quantise(z))
     kept = last(way.decode(model, {"z": z, "y": z}, grid, same=False))
@@ -210,13 +210,13 @@ def _markdown(study: Record) -> str:
     parts = [
         "# Exactness of inversion",
         f"RMS error over all elements of {study['config']['count']} states after a round trip of "
-        "N steps each way, relative to the RMS of the state where it began. Predicted: the machine "
-        "epsilon of the state, enlarged at every step by what undoing a step enlarges an error by "
-        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted): a scale, no "
-        "bound, for the network has a part, too, and turns a rounding into one of its float32. "
-        "Latent: RMS of the state at the turn. Side: bits of side information an element and step, "
-        "in fixed point; outside: numbers that left its range, which cost side information and no "
-        "exactness. An error of 0 means every bit.",
+        "N steps each way, relative to the RMS of the first state. Predicted: the machine epsilon "
+        "of the state, times the factor by which undoing a step enlarges an error, for every step "
+        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted). This is a scale, "
+        "not a bound: the network changes errors, too, and rounds to float32. Latent: RMS of the "
+        "state at the turning point. Side: bits of side information per element and step, in fixed "
+        "point; outside: numbers outside its range, which need more side information but stay "
+        "exact. An error of 0 means that every bit is equal.",
         "![Error of round trips](exactness.png)",
     ]
     heads = ["method", "state", *(f"N = {n}" for n in steps)]

@@ -1,4 +1,4 @@
-"""`fetch`: checkpoints, statistics and data sets into the cache."""
+"""`fetch`: downloads checkpoints, statistics and data sets into the cache."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from bdia_exp.verbs import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class Fetching(Asked):
-    """Names of models, files and data sets, with commas between them."""
+    """Names of models, files and data sets, separated by commas."""
 
     what: str
 
 
 def fetch(asked: Fetching, listing: Record) -> list[Path]:
-    """Brings files into the cache. Returns their paths.
+    """Downloads files into the cache. Returns their paths.
 
-    `listing` says which files each model has. Raises UserError at the end for those that could
-    not be fetched, after all others.
+    `listing` gives the files of each model. Tries all files, then raises UserError if some could
+    not be fetched.
     """
     sources = _sources(listing)
     names = asked.what.split(",")
     for name in names:
         if name not in sources:
             raise UserError(
-                f"there is nothing to fetch by the name {name!r}{nearest(name, sources)}"
+                f"{name!r} is not a model, file or data set to fetch{nearest(name, sources)}"
             )
     brought, failed = [], []
     for source in (source for name in names for source in sources[name]):
@@ -49,7 +49,7 @@ def fetch(asked: Fetching, listing: Record) -> list[Path]:
 
 
 def _sources(listing: Record) -> dict[str, list[Callable[[], Path]]]:
-    """What each name brings."""
+    """The downloads of each name."""
     sources: dict[str, list[Callable[[], Path]]] = {
         file: [partial(downloads.get, file)] for file in downloads.ASSETS
     }

@@ -1,4 +1,4 @@
-"""`invert`: images to noise, with what the way back needs."""
+"""`invert`: inverts images to noise, and keeps the states that decoding needs."""
 
 from bdia_exp.jobs.settings import Inverting
 from bdia_exp.jobs.trip import STATES_FILE, Trip, save_states
@@ -8,7 +8,7 @@ from bdia_exp.verbs import Verb
 
 
 def invert(asked: Inverting) -> Record:
-    """Images to noise: keeps what the way back needs. Returns the record that it wrote."""
+    """Inverts images to noise, keeps the states for decoding. Returns the record that it wrote."""
     trip = Trip.prepared(asked, "invert")
     if trip.done:
         return trip.run.before

@@ -1,4 +1,4 @@
-"""`models`: what can be chosen with model=NAME."""
+"""`models`: lists the models that can be chosen with model=NAME."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from bdia_exp.sources import checkpoints
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
-ABSENT = {"fetch": "to be fetched", "hub": "to be fetched", "random": "made on the spot"}
-"""What is said of a checkpoint that is not here, by the first word of its name."""
+ABSENT = {"fetch": "to be fetched", "hub": "to be fetched", "random": "made when needed"}
+"""The state to print for a checkpoint that is not here, by the prefix of its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing(Asked):
-    """Nothing."""
+    """No keys."""
 
 
 def models(asked: Listing, listing: Record) -> Record:
-    """Prints the models that can be chosen, whether their checkpoint is there, and its size."""
+    """Prints the models that can be chosen, whether their checkpoint is here, and its size."""
     for name, entry in listing.items():
         state = "needs model.checkpoint=PATH"
         if checkpoint := entry["checkpoint"]:

@@ -1,4 +1,4 @@
-"""`reference`: the statistics of a set of images, to score others against."""
+"""`reference`: the statistics of a set of images, to score other images against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from bdia_exp.verbs import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class Referring(Computing):
-    """A set of images, and the features that its statistics are made of."""
+    """A set of images, and the features for its statistics."""
 
     images: str
     out: str

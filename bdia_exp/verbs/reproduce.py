@@ -1,4 +1,4 @@
-"""`reproduce`: the runs of an experiment that are missing, then its tables."""
+"""`reproduce`: does the missing runs of an experiment, then draws its tables."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from bdia_exp.verbs.table import Tabling, report_of, table
 
 @dataclass(frozen=True, kw_only=True)
 class Reproducing(Asked):
-    """An experiment, how much of it, and what is changed in every cell."""
+    """An experiment, which part of it to run, and overrides for every cell."""
 
     experiment: Record
     out: str | None
@@ -52,7 +52,7 @@ class Reproducing(Asked):
 
     @property
     def root(self) -> Path:
-        """Where the tables and the cells are."""
+        """The folder of the tables and the cells."""
         name = self.experiment["name"]
         if self.images < self.experiment["images"]:
             name += f"-{self.images}"
@@ -62,14 +62,14 @@ class Reproducing(Asked):
 
 
 def reproduce(asked: Reproducing, compose: Compose) -> Record:
-    """Runs the cells of an experiment that are missing, then draws its tables.
+    """Does the missing runs of an experiment, then draws its tables.
 
-    Cells that cannot run here are named with what they lack, and the others run.
-    Raises UserError at the end if there were any.
+    Runs that cannot start on this machine are left out, and the others run.
+    Raises UserError at the end with the reasons.
     """
     dist.start(dist.device(asked.device))
     plan = _plan(asked, compose)
-    # Rank 0 decides for all: on every rank the same runs follow each other.
+    # Rank 0 decides for all, so every rank does the same runs in the same order.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
     costs = Costs()
     title = asked.experiment["title"]
@@ -95,7 +95,7 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
 
 
 def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
-    """Every run of the cells that are asked for."""
+    """Every run of the chosen cells."""
     experiment = asked.experiment
     cells = experiments.cells_of(experiment, asked.root)
     repeats = experiment.get("repeats", 1) if asked.repeats is None else asked.repeats
@@ -124,7 +124,7 @@ def _lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
 
 
 def _run(ready: list[Run], costs: Costs) -> None:
-    """One run after the other, with the time that is left."""
+    """Does one run after another, and prints the estimated time left."""
     weights = [sum(costs.flops([run]) or (run.evaluations,)) for run in ready]
     began = time.perf_counter()
     for number, run in enumerate(ready):
@@ -135,7 +135,7 @@ def _run(ready: list[Run], costs: Costs) -> None:
         say(f"[{number + 1}/{len(ready)}] {run.cell.name}, seeds {run.asked.seeds}{left}")
         sample(run.asked)
     if ready:
-        say(f"all of them took {duration(time.perf_counter() - began)}")
+        say(f"all runs took {duration(time.perf_counter() - began)}")
 
 
 VERB = Verb(reproduce, Reproducing, parallel=True, composes="sample")

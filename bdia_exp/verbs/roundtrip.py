@@ -1,4 +1,4 @@
-"""`roundtrip`: images to noise and back, with the errors."""
+"""`roundtrip`: inverts images to noise, decodes them, and measures the errors."""
 
 from bdia_exp.jobs.settings import RoundTrip
 from bdia_exp.jobs.trip import Trip
@@ -17,7 +17,7 @@ from bdia_exp.verbs import Verb
 
 
 def roundtrip(asked: RoundTrip) -> Record:
-    """Images to noise and back, and to noise once more: what comes back, how changes grow.
+    """Inverts images, decodes them, and inverts them again to measure how changes grow.
 
     Returns the record that it wrote.
     """

@@ -1,4 +1,4 @@
-"""`sample`: from seeds to images, and their score if it is asked for."""
+"""`sample`: generates the images of seeds, and scores them if asked."""
 
 import math
 import time
@@ -53,7 +53,7 @@ def sample(asked: Sampling) -> Record:
             if scorer and made.images is not None:
                 texts = job.texts(made.seeds).prompts if job.texts else None
                 scorer.update(made.images, made.labels, made.seeds, texts)
-    seconds = max(round(time.perf_counter() - began, 3), 0.001)  # of an idle rank
+    seconds = max(round(time.perf_counter() - began, 3), 0.001)  # 0 on an idle rank
     tally = tally.of_all_ranks()
     numbers: Record = {"seconds": seconds, "sampled": tally.sampled}
     numbers["images_per_second"] = round(tally.sampled / seconds, 3)
@@ -68,14 +68,14 @@ def sample(asked: Sampling) -> Record:
 
 
 def _as_before(asked: Sampling, config: Record) -> bool:
-    """Whether a complete run has what is asked for: its images kept alike, and its score."""
+    """Whether a complete run saved its images in the same way, and has the score if asked."""
     if config.get("save") != asked.save:
         return False
     return not asked.score or bool(config.get("score") and same_score(config, asked))
 
 
 def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record:
-    """What a record says before there are images."""
+    """The record of a run before it has made images."""
     return {
         "command": "sample",
         **run.record,
@@ -101,7 +101,7 @@ class _Tally:
     labels: dict[int, int] = field(default_factory=dict)
 
     def add(self, made, most: int) -> None:
-        """Counts a batch; of its images at most `most` in all are kept."""
+        """Counts a batch, and keeps its images until there are `most` in all."""
         if made.nfe is not None:
             self.sampled += len(made.seeds)
         if made.labels is not None:

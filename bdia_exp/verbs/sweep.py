@@ -1,4 +1,4 @@
-"""`sweep`: FID over γ, NFE and samplers, as an experiment that is written on the spot."""
+"""`sweep`: FID over γ, NFE and samplers, as an experiment made from these lists."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -43,7 +43,7 @@ class Sweeping(Asked):
 def sweep(asked: Sweeping, compose: Compose) -> Record:
     """Runs the missing cells with `reproduce`, then draws them; returns the tables.
 
-    Raises UserError for a γ that no sampler takes, and for an NFE below what one can spend.
+    Raises UserError for a γ that no sampler takes, and for an NFE below a sampler's minimum.
     """
     experiment, notes = _experiment(asked, compose)
     for note in notes:
@@ -71,7 +71,7 @@ def sweep(asked: Sweeping, compose: Compose) -> Record:
 
 
 def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
-    """A table of γ over NFE for every model and sampler; and what they cannot spend, in words."""
+    """A table of γ over NFE for every model and sampler; and sentences on the changed NFEs."""
     wanted = sorted(whole_numbers("nfes", asked.nfes))
     gammas = numbers("gammas", asked.gammas)
     tables, notes = [], []
@@ -103,7 +103,7 @@ def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
 
 
 def affordable(nfe: int, overrides: list[str], compose: Compose) -> int:
-    """The most evaluations up to `nfe` that the sampler of these overrides can spend exactly."""
+    """The largest NFE, at most `nfe`, that the sampler of these overrides can use exactly."""
     asked = compose(overrides)
     grid, schedule = asked.grid.make, linear_vp()  # no cost depends on the schedule
     for fewer in range(nfe, 0, -1):
@@ -116,7 +116,7 @@ def affordable(nfe: int, overrides: list[str], compose: Compose) -> int:
 
 
 def _markdown(drawn: Record, notes: list[str]) -> str:
-    """The tables, with the best γ of every column in a sentence."""
+    """The tables, and a list of the best γ of every column."""
     text = drawing.markdown(drawn)
     best = []
     for table in drawn["tables"]:

@@ -1,4 +1,4 @@
-"""`table`: an experiment's tables, plot and sheet, from the records that are there."""
+"""`table`: draws an experiment's tables, plot and sheet from the records that exist."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Tabling(Asked):
 
 
 def report_of(experiment: Record, report: str | None) -> str:
-    """What a cell of several runs shows: as asked, or as the experiment has it."""
+    """How a cell combines several runs: `report` if given, else the experiment's own choice."""
     report = report or experiment.get("report", "mean")
     one_of("report", report, list(tables.REPORTS))
     return report
@@ -43,7 +43,7 @@ def table(asked: Tabling) -> Record:
     if not scored:
         raise UserError(
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "
-            f"{experiment['name']}` first, or give its out="
+            f"{experiment['name']}` first, or give out="
         )
     drawn = tables.collect(experiment, scored, report_of(experiment, asked.report))
     if dist.rank() == 0:

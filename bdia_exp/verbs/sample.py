@@ -39,9 +39,9 @@ def sample(asked: Sampling) -> Record:
         scorer.require_enough(len(wanted))
         scorer.require_prompts(job.model.takes_text)
 
+    run.begin(_described(asked, job, run, device), asked.plain())
     if dist.rank() == 0 and job.texts:
         job.texts.prompts.write(run.root / "prompts.csv", wanted)
-    run.begin(_described(asked, job, run, device), asked.plain())
     places = Places.of(run.root, asked.save, decode=asked.save != "latents" or scorer is not None)
     tally, began = _Tally(), time.perf_counter()
     with progress(len(wanted), "img") as bar:

@@ -26,7 +26,7 @@ DEFAULTS = {
     for asked in (Drawing, Editing)
     for field in fields(asked)
     if field.default is not MISSING
-}
+} | {"labels": None}
 """Keys that an identity leaves out if they have these values."""
 
 ROOMS = {
@@ -49,8 +49,8 @@ FILES = {"checkpoint"}
 def plainly(config: Any) -> Any:
     """A configuration, or an old or new identity, in the form in which identities are compared.
 
-    Every `_target_` becomes a `call`. Arguments that equal the function's defaults, keys without a
-    value and names of files are removed. Data that is already in this form does not change.
+    Every `_target_` becomes a `call`. Values that equal the defaults, and names of files, are
+    removed. Data that is already in this form does not change.
     """
     found = _plain(json.loads(json.dumps(config, default=str)))
     if not isinstance(found, dict):
@@ -58,7 +58,7 @@ def plainly(config: Any) -> Any:
     return {
         key: value
         for key, value in found.items()
-        if DEFAULTS.get(key) != value and f"{key}_sha256" not in found
+        if DEFAULTS.get(key, MISSING) != value and f"{key}_sha256" not in found
     }
 
 
@@ -67,7 +67,7 @@ def _plain(node: Any) -> Any:
         return [_plain(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    found = {key: _plain(value) for key, value in node.items() if value is not None}
+    found = {key: _plain(value) for key, value in node.items()}
     target = found.pop("_target_", None)
     if target is None:
         return found
@@ -142,11 +142,11 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
         key: plain[key]
         for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
     }
-    hashes = {what: _sha256(name) or known.get(what) for what, name in files_of(asked).items()}
     for what, name in files_of(asked).items():
-        if hashes[what] is None and name.startswith("random:"):
-            hashes[what] = name
-    return plainly(chosen | hashes | more)
+        made = name if name.startswith("random:") else None
+        if found := _sha256(name) or known.get(what) or made:
+            chosen[what] = found
+    return plainly(chosen | more)
 
 
 def _sha256(name: str) -> str | None:

@@ -131,6 +131,10 @@ class Inverting(Solving, Computing):
     out: str | None
     strip: int
 
+    @property
+    def unused(self) -> set[str]:
+        return super().unused | {"class_"}  # the labels of the images say it
+
     def check(self) -> None:
         super().check()
         positive("strip", self.strip)

@@ -41,6 +41,17 @@ def test_an_identity_has_no_import_path_and_no_default():
     }
 
 
+def test_null_is_a_value_where_it_is_not_the_default():
+    """prompts_seed=null takes captions in the order of the file; 0 is the default."""
+    words = ["model=tiny-sd", "nfe=10"]
+    shuffled, in_order = (
+        identity_of(settings("sample", [*words, f"prompts_seed={seed}"]), {}, seeds="0-63")
+        for seed in ("0", "null")
+    )
+    assert "prompts_seed" not in shuffled
+    assert in_order == shuffled | {"prompts_seed": None}
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("record.json")), ids=str)
 def test_old_identities_lose_their_import_paths_and_stay_what_they_are(file):
     identity = json.loads(file.read_text()).get("identity", {})

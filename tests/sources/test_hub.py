@@ -210,7 +210,9 @@ def test_a_model_of_another_layout(site, folder):
 def test_a_file_that_is_not_the_published_one(site, folder, name):
     site.sent = {name: FILES[name][:-1] + b"!"}
     for _ in "again", "and again":
-        with refusal(f"the downloaded {name} of {REPO} has .*, not [0-9a-f]+, and was not kept: try"):
+        with refusal(
+            f"the downloaded {name} of {REPO} has .*, not [0-9a-f]+, and was not kept: try"
+        ):
             hub.get(SPEC)
         assert hub.cached(SPEC) is None
         left = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]

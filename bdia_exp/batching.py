@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 ROWS = 16
-"""Convolution and matrix kernels of the CPU give the same bits for a row in every batch of at least
-this many rows, and other bits (1e-7) in smaller ones (tests/test_batching.py)."""
+"""Convolution and matrix kernels of the CPU give a row the same bits in every batch of at least
+this many rows, but different bits (by 1e-7) in smaller batches (tests/test_batching.py)."""
 
 
 def in_full_rows(function: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
-    """function(x, *others), evaluated on a batch padded to a multiple of ROWS, and cut back.
+    """function(x, *others), evaluated on a batch padded to a multiple of ROWS; padding is removed.
 
-    Arguments that are None or have a single row are passed as they are.
+    Arguments that are None or have another number of rows than x are passed unchanged.
     """
     count = x.shape[0]
     missing = -count % ROWS

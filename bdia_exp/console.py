@@ -1,4 +1,4 @@
-"""What the verbs say, and how they refuse the values of keys."""
+"""Output of the verbs, and checks of the values of keys."""
 
 import sys
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ def progress(total: int, unit: str) -> tqdm:
 
 
 def duration(seconds: float) -> str:
-    """About how long that is, for people."""
+    """The duration as a short text, such as "12 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -35,7 +35,7 @@ def positive(key: str, value: int) -> None:
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """Raises UserError, naming the nearest, unless the value is known."""
+    """Raises UserError, with the most similar name, unless the value is known."""
     known = list(known)
     if value not in known:
         raise UserError(f"{key}={value!r} is unknown{nearest(value, known)}")

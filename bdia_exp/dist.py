@@ -1,7 +1,7 @@
-"""Processes working together: the only importer of `torch.distributed`.
+"""Work in several processes. No other module imports `torch.distributed`.
 
-Every function works in a single process too, where the world has one rank. Under `torchrun` the
-environment says who we are; the backend is NCCL on CUDA and gloo on the CPU.
+Every function also works in a single process, as a world with one rank. Under `torchrun` the
+environment gives the rank; the backend is NCCL on CUDA and gloo on the CPU.
 """
 
 import logging
@@ -19,7 +19,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError, nearest
 
 TOLD = "BDIA_EXP_TOLD"
-"""Names the file that the first process to print an error makes."""
+"""The environment variable with the path of a file; the first process with an error creates it."""
 
 
 def in_torchrun() -> bool:
@@ -28,16 +28,16 @@ def in_torchrun() -> bool:
 
 
 def launch(processes: int, words: Sequence[str]) -> int:
-    """Runs `python -m bdia_exp WORDS` in so many processes on this machine; the exit status.
+    """Runs `python -m bdia_exp WORDS` in several processes on this machine; the exit status.
 
-    It is what `torchrun --standalone` does, without its report of a failure: the first process
-    that meets a user's mistake says so (`first_to_tell`), and the others are stopped.
+    It works like `torchrun --standalone`, without its report of a failure. The first process with
+    a user's error prints it (`first_to_tell`), and the others are stopped.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.WARNING)  # of failures, whose reasons the processes tell themselves
+    logging.disable(logging.WARNING)  # the processes print the reasons of failures themselves
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     config = LaunchConfig(
@@ -66,7 +66,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
 
 
 def first_to_tell() -> bool:
-    """Whether this process is the one to print what every process of `launch` may come to say."""
+    """Whether this process is the first one of `launch` that has an error to print."""
     if TOLD not in os.environ:
         return True
     try:
@@ -106,7 +106,7 @@ def local_rank() -> int:
 
 
 def barrier() -> None:
-    """Waits until every rank has come this far."""
+    """Waits until every rank has reached this point."""
     if td.is_initialized():
         td.barrier()
 
@@ -130,7 +130,7 @@ def gather(value) -> list:
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor, in place, by its mean over the ranks; one message for all of them."""
+    """Replaces each tensor, in place, by its mean over the ranks, with one message in total."""
     if not td.is_initialized():
         return
     tensors = list(tensors)
@@ -142,9 +142,9 @@ def average_(tensors: Iterable[Tensor]) -> None:
 
 
 def device(name: str) -> str:
-    """The device of this process: `auto` is a GPU where there is one.
+    """The device of this process; `auto` means a GPU if there is one, else the CPU.
 
-    Raises UserError for a name that is none and for a GPU that is not there.
+    Raises UserError for an unknown name and for a GPU that does not exist.
     """
     kind = name.split(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
@@ -160,13 +160,13 @@ def device(name: str) -> str:
     if index >= torch.cuda.device_count():
         raise UserError(
             f"device=cuda:{index} does not exist: this machine has {torch.cuda.device_count()} "
-            "GPUs; start as many processes as that, or fewer"
+            "GPUs; start at most one process per GPU"
         )
     return f"cuda:{index}"
 
 
 def device_name(device: str) -> str:
-    """What a record says of a device."""
+    """The description of a device in a record."""
     if device == "cpu":
         return f"cpu, {torch.get_num_threads()} threads"
     return torch.cuda.get_device_name(device)

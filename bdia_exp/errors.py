@@ -1,15 +1,15 @@
-"""What a user can mend."""
+"""Errors that a user can correct."""
 
 
 class UserError(Exception):
-    """Bad input or a missing thing, told in one sentence that says what to do.
+    """Bad input or something missing. The message is one sentence that says what to do.
 
     The command line prints the sentence and exits with status 1; no traceback is shown.
     """
 
 
 def nearest(word: str, known) -> str:
-    """`; did you mean 'x'?` for the name in `known` most like `word`, or the names themselves."""
+    """`; did you mean 'x'?` with the name most similar to `word`, or a list of all known names."""
     import difflib
 
     known = [str(k) for k in known]

@@ -1,4 +1,4 @@
-"""Packages that only some models need: the extra `sd`."""
+"""Optional packages that only some models need: the extra `sd`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -9,7 +9,7 @@ from bdia_exp.errors import UserError
 def require(module: str) -> ModuleType:
     """The module (`diffusers`, `transformers`, `huggingface_hub`, `cv2`), imported now.
 
-    Raises UserError, saying what to install, if it cannot be.
+    Raises UserError, with the command to install it, if the import fails.
     """
     try:
         return import_module(module)

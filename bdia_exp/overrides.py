@@ -1,4 +1,4 @@
-"""Overrides as text: values in quotes, several in one text, lists of names and numbers."""
+"""Overrides as text: quoted values, several overrides in one text, lists of names and numbers."""
 
 import math
 import re
@@ -10,9 +10,9 @@ from bdia_exp.errors import UserError
 
 
 def quoted(value: object) -> str:
-    """A text in quotes, so that Hydra takes every character of it as it is.
+    """A text in quotes, in which Hydra takes every character literally.
 
-    There a backslash escapes only before a quote, at the end and before `${`.
+    In Hydra's quotes a backslash escapes only before a quote, at the end and before `${`.
     """
     text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
     return "'" + text.replace("${", "\\${") + "'"
@@ -21,30 +21,28 @@ def quoted(value: object) -> str:
 def split(key: str, text: str | None) -> list[str]:
     """The overrides in a text, such as "model=sd15 prompt='a cat'".
 
-    Raises UserError, naming the key that the text is of, for a quotation mark that is not closed.
+    Raises UserError, with the key of the text, for a quotation mark that is not closed.
     """
     try:
         return shlex.split(text or "")
     except ValueError as error:
-        raise UserError(
-            f"{key}={text!r} cannot be taken apart ({error}): close its quotes"
-        ) from None
+        raise UserError(f"{key}={text!r} cannot be split ({error}): close its quotes") from None
 
 
 def key_of(word: str) -> str:
-    """The key that an override names: "nfe" of "nfe=35" and of "+nfe=35"."""
+    """The key of an override: "nfe" for "nfe=35" and for "+nfe=35"."""
     return word.partition("=")[0].lstrip("+~")
 
 
 def entries(
     key: str, given: Any, group: str, *, within: tuple[str, ...] = ()
 ) -> dict[str, list[str]]:
-    """From names of configs/`group` to overrides by label.
+    """Converts names in configs/`group` to {label: [overrides]}.
 
-    An entry is a name ("ddim"), a name with overrides ("bdia_ddim sampler.gamma=0.5"), or
-    {label: [overrides]}, as the rows of an experiment are.
-    Overrides may be of the group's keys, and of the groups `within`. Raises UserError if there is
-    no entry, and for another override.
+    An entry of `given` is a name ("ddim"), a name with overrides ("bdia_ddim sampler.gamma=0.5"),
+    or {label: [overrides]} like the rows of an experiment.
+    Overrides can change keys of this group and of the groups in `within`. Raises UserError if there
+    is no entry, and for other overrides.
     """
     found: dict[str, list[str]] = {}
     for entry in _list(given):
@@ -53,7 +51,7 @@ def entries(
         elif words := split(key, str(entry)):
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
-        raise UserError(f"give {key}=: names that {group}= may have, with commas between them")
+        raise UserError(f"give {key}=: one or more names of {group}=, separated by commas")
     for label, words in found.items():
         for word in words:
             if key_of(word).partition(".")[0] not in (group, *within):
@@ -62,7 +60,7 @@ def entries(
 
 
 def whole_numbers(key: str, given: Any) -> list[int]:
-    """Raises UserError unless they are whole numbers from 1 on."""
+    """Whole numbers, 1 or more, as `numbers` reads them. Raises UserError for others."""
     try:
         found = numbers(key, given)
     except UserError:
@@ -73,7 +71,7 @@ def whole_numbers(key: str, given: Any) -> list[int]:
 
 
 def numbers(key: str, given: Any) -> list[float]:
-    """A number, a list of them or a text with commas. Raises UserError for what is none."""
+    """The numbers in a number, a list or a text with commas. Raises UserError for anything else."""
     try:
         found = [float(number) for number in _list(given)]
     except (TypeError, ValueError):

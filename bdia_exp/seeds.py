@@ -1,4 +1,4 @@
-"""Seeds: one generator an image, so that image k depends on seed k alone."""
+"""Seeds: one generator per image, so image k depends only on seed k."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from bdia_exp.errors import UserError
 
 
 def parse(spec: str | int) -> list[int]:
-    """Seeds from a text such as `0-49999,70000`, in the order given.
+    """Seeds from a text such as `0-49999,70000`, in the given order.
 
-    Raises UserError if the text is not of that form, a range runs backwards or a seed comes twice.
+    Raises UserError if the text has another form, a range runs backwards or a seed is repeated.
     """
     seeds: list[int] = []
     for part in str(spec).split(","):
@@ -31,11 +31,11 @@ def parse(spec: str | int) -> list[int]:
 
 
 class Generators:
-    """A generator for each seed of a batch; draws are stacked in the batch's order.
+    """One generator for each seed of a batch; draws are stacked in the batch's order.
 
-    The order of the draws is part of an image's identity: first the noise, then the label, then
-    whatever a stochastic sampler asks for, as in EDM's generator. CPU generators (the default)
-    give the same image on every device; `device="cuda"` gives the numbers of EDM's own runs.
+    The order of the draws decides the image: first the noise, then the label, then the noise of a
+    stochastic sampler, as in EDM's generator. CPU generators (the default) give the same image on
+    every device; `device="cuda"` gives the numbers of EDM's own runs.
     """
 
     def __init__(self, seeds: Sequence[int], device: str = "cpu"):
@@ -47,7 +47,7 @@ class Generators:
         return torch.stack(draws)
 
     def randn_like(self, z: Tensor) -> Tensor:
-        """Standard normal numbers of the dtype of z, [B, …], on its device; one draw an image."""
+        """Standard normal numbers with the shape [B, …], dtype and device of z."""
         draws = [
             torch.randn(*row.shape, generator=rng, device=rng.device, dtype=z.dtype)
             for rng, row in zip(self.rngs, z, strict=True)

@@ -1,4 +1,4 @@
-"""CLIP score: how well images show the texts that they were asked for."""
+"""CLIP score: how well images match their prompts."""
 
 import csv
 import json
@@ -18,18 +18,18 @@ CHUNK = 64  # images at a time
 
 
 class Clip:
-    """A CLIP model of transformers, read from a folder that holds it with its processor.
+    """A CLIP model for transformers, read from a folder with the model and its processor.
 
-    `clip(images, prompts)`: images, each uint8 [3 or 1, H, W] of its own size, and as many texts →
-    100 · max(cos(image, text), 0) of each pair, float64 [B]. The processor resizes the images;
-    texts longer than the model takes are cut. Float32 throughout (no TF32), and on a CPU a pair's
-    number does not depend on its batch, to the bit.
+    `clip(images, prompts)`: images, each uint8 [3 or 1, H, W] of any size, and as many texts →
+    100 · max(cos(image, text), 0) of each pair, float64 [B]. The processor resizes the images.
+    Texts that are too long for the model are truncated. Float32 throughout (no TF32). On a CPU
+    the score of a pair does not depend on its batch, to the bit.
 
-    `source` is what `checkpoints.locate` takes. Only safetensors are read, only of this machine,
-    and nothing of the folder is executed. (torchmetrics' CLIPScore does not run with
-    transformers 5, and would load a name from the hub.)
+    `source` is an argument of `checkpoints.locate`. Only local safetensors files are read, and
+    nothing in the folder is executed. (torchmetrics' CLIPScore does not run with transformers 5,
+    and would download models by name.)
 
-    Raises UserError if the folder is missing or is not such a model, or without transformers.
+    Raises UserError if the folder is missing or is not a CLIP model, or without transformers.
     """
 
     def __init__(self, source: str, device: str | torch.device = "cpu"):
@@ -63,7 +63,7 @@ class Clip:
         )["pixel_values"]
         text = self.processor.tokenizer(
             list(prompts),
-            padding="max_length",  # whatever the other texts are
+            padding="max_length",  # the length does not depend on the other texts
             max_length=self.longest,
             truncation=True,
             return_tensors="pt",
@@ -84,14 +84,14 @@ class Clip:
 def _folder(source: str) -> Path:
     if not source.startswith(("hub:", "fetch:")) and not Path(source).expanduser().is_dir():
         raise UserError(
-            f"clip={source}: no folder is there; give that of a CLIP model for transformers, or "
-            "hub:ORG/NAME@REVISION"
+            f"clip={source}: no folder is there; give the folder of a CLIP model for "
+            "transformers, or hub:ORG/NAME@REVISION"
         )
     return checkpoints.locate(source)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """The model and the processor. Raises UserError unless the folder holds all of both."""
+    """The model and the processor. Raises UserError unless the folder holds both, complete."""
     try:
         from transformers import CLIPModel, CLIPProcessor
         from transformers.utils import logging
@@ -107,7 +107,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         processor = CLIPProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # a library's readers, of any file: none of their words would help
+    except Exception as error:  # the library raises many types; its messages would not help
         raise UserError(
             f"{folder} cannot be read as a CLIP model ({type(error).__name__}): it must hold "
             "config.json, model.safetensors, preprocessor_config.json and the tokenizer's files, "
@@ -117,24 +117,24 @@ def _load(folder: Path) -> tuple[Any, Any]:
     if kind != "clip" or info["missing_keys"]:
         lacking = next(iter(sorted(info["missing_keys"])), "")
         raise UserError(
-            f"{folder} is not a whole CLIP model: its config.json says {kind!r}"
+            f"{folder} is not a whole CLIP model: its config.json has model_type {kind!r}"
             + (f", and its weights lack {lacking}" if lacking else "")
         )
     return net, processor
 
 
 def prompts_of(found: ImageSet, count: int) -> list[str]:
-    """The prompts of a run's first `count` images, by seed, out of the `prompts.csv` beside them.
+    """The prompts of a run's first `count` images, by seed, from the `prompts.csv` beside them.
 
     Its columns are seed, image and prompt; image k.png has seed k. Raises UserError if there is
-    no such file, or none of its rows is of an image's seed.
+    no such file, or if it has no row for the seed of an image.
     """
     places = [folder / "prompts.csv" for folder in (found.path, found.path.parent)]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(
-            "metrics: clip compares images with their prompts: give a run that has prompts.csv "
-            f"(columns seed, image, prompt), unlike {found.path}, or leave clip out"
+            f"metrics: clip needs the prompts of the images, and {found.path} has no prompts.csv: "
+            "give a run that has it (columns seed, image, prompt), or leave clip out"
         )
     try:
         with file.open(newline="", encoding="utf-8") as text:

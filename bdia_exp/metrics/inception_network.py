@@ -1,6 +1,6 @@
-"""torch-fidelity's Inception network, without weights: imported where images are scored.
+"""torch-fidelity's Inception network, without weights.
 
-torch-fidelity takes seconds to import.
+Import this module only where it is used: torch-fidelity takes seconds to import.
 """
 
 import io
@@ -15,10 +15,10 @@ __all__ = ["Network", "resize_like_tensorflow"]
 
 
 class Network(FeatureExtractorInceptionV3):
-    """torch-fidelity's network on the meta device, to be filled.
+    """torch-fidelity's network on the meta device; load weights into it afterwards.
 
-    Its own constructor insists on reading a file of weights, by a way that would execute what is
-    in it; it is given one that holds nothing.
+    Its own constructor always reads a file of weights, with a reader that can execute code, so it
+    gets an empty file.
     """
 
     def __init__(self):

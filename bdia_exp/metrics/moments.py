@@ -11,14 +11,14 @@ from bdia_exp.errors import UserError
 from bdia_exp.store.files import atomic
 
 
-@dataclass(eq=False)  # not frozen: torchmetrics refuses to return such
+@dataclass(eq=False)  # not frozen: torchmetrics cannot return a frozen one
 class Statistics:
-    """What the Fréchet distance knows of a set of images: the Gaussian fitted to its features.
+    """The Gaussian fitted to the features of a set of images, for the Fréchet distance.
 
-    mean [D] and cov [D, D] are float64, cov divided by count − 1 [EDM fid]. Files of other
-    programs do not say how many images they saw (count None). `meta` is JSON-able and says which
-    features of which images these are. `features`, float32 [count, D], are those of every image,
-    for the metrics that compare images and not Gaussians; None unless they were asked for.
+    mean [D] and cov [D, D] are float64; cov is divided by count − 1 [EDM fid]. `count` is the
+    number of images, None in files of other programs. `meta` (plain JSON) names the features and
+    the images. `features`, float32 [count, D], are those of every image, for metrics that need
+    them (KID, precision and recall); None unless they were kept.
     """
 
     mean: np.ndarray
@@ -32,7 +32,7 @@ class Statistics:
         return len(self.mean)
 
     def save(self, path: str | Path) -> None:
-        """Writes the usual .npz: `mu` and `sigma`; beside them `count`, `meta` and `features`."""
+        """Writes the usual .npz: `mu` and `sigma`; and also `count`, `meta` and `features`."""
         arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.cov}
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
@@ -45,9 +45,9 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Reads an .npz with `mu` [D] and `sigma` [D, D], never executing what is in it.
+        """Reads an .npz with `mu` [D] and `sigma` [D, D]. Nothing in the file is executed.
 
-        Raises UserError if the file is missing or is not one, or a shape or number is wrong.
+        Raises UserError if the file is missing, is not an .npz, or has a wrong shape or number.
         """
         try:
             with open(path, "rb") as file:
@@ -59,8 +59,8 @@ class Statistics:
             raise UserError(f"{path} does not exist: give an .npz of reference statistics") from e
         except UserError:
             raise
-        except Exception as e:  # bytes can break a parser in any way; MemoryError is one of them
-            # numpy's own words would advise to load a pickle
+        except Exception as e:  # damaged bytes can cause any exception, MemoryError too
+            # numpy's own message would advise to load a pickle
             raise UserError(f"{path} cannot be read as an .npz of statistics") from e
 
         if absent := {"mu", "sigma"} - arrays.keys():

@@ -1,4 +1,4 @@
-"""Images as they are scored: squares of one size, resized as OpenCV does it."""
+"""Images resized for scoring: squares of one size, by OpenCV."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from bdia_exp.errors import UserError
 
 
 def squares(images: Sequence[Tensor] | Tensor, side: int) -> Tensor:
-    """Images, each uint8 [C, H, W] of its own size, as uint8 [B, 1 or 3, side, side].
+    """Images, each uint8 [C, H, W] of any size, as uint8 [B, 1 or 3, side, side].
 
-    They become RGB unless all are grey. The shorter side of each is brought to `side` pixels by
-    area averaging (`cv2.resize`, INTER_AREA), the longer one in proportion, to the nearest pixel;
-    then its middle square is cut out. A side that has so many pixels already is left as it is.
+    They become RGB unless all are grey. The shorter side of each is resized to `side` pixels by
+    area averaging (`cv2.resize`, INTER_AREA), the longer one in proportion, to the nearest pixel.
+    Then the middle square is cropped. An image whose shorter side is `side` is not resized.
 
     Raises UserError if OpenCV is needed and is not installed.
     """
     channels = max((image.shape[0] for image in images), default=1)
-    made = [_square(image, side, channels) for image in images]  # OpenCV has threads of its own
+    made = [_square(image, side, channels) for image in images]  # OpenCV has its own threads
     return torch.stack(made) if made else torch.empty(0, channels, side, side, dtype=torch.uint8)
 
 

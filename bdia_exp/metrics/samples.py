@@ -1,4 +1,4 @@
-"""What needs the features of every image: KID, precision and recall, Inception Score.
+"""Metrics that need the features of every image: KID, precision and recall, Inception Score.
 
 The estimators are torch-fidelity's, at its settings.
 """
@@ -9,8 +9,8 @@ from torch import Tensor
 from bdia_exp import dist
 from bdia_exp.errors import UserError
 
-KID_SUBSET = 1000  # images in each of the 100 subsets that KID averages over
-SPLITS = 10  # of the images, over which the Inception Score is averaged
+KID_SUBSET = 1000  # images in each of the 100 subsets; KID is their average
+SPLITS = 10  # parts of the images; the Inception Score is their average
 NEIGHBOURS = 3  # k of precision and recall
 
 
@@ -18,8 +18,8 @@ class FeatureSamples:
     """Every image's features, and logits if there are any, on all ranks.
 
     `update(features [B, D], logits [B, K] or None, keys [B])`; `compute()` → (features [N, D],
-    logits [N, K] or None), float32 on the CPU, in the order of the keys: that of the images' seeds
-    or positions, whichever rank saw them. Some ranks may have seen none.
+    logits [N, K] or None), float32 on the CPU, in the order of the keys (the images' seeds or
+    positions), independent of the ranks. A rank may have no images.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ def require_subset(count: int) -> None:
 
 
 def precision_recall(found: Tensor, real: Tensor) -> dict[str, float]:
-    """Precision: how many images lie among the real ones; recall: the other way round; k = 3.
+    """Precision: the share of images near the real ones; recall: of real ones near these; k = 3.
 
-    Raises UserError for fewer images than a neighbourhood has.
+    Raises UserError if there are 3 images or fewer in one of the sets.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -70,7 +70,7 @@ def precision_recall(found: Tensor, real: Tensor) -> dict[str, float]:
         found,
         real,
         prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=2000,  # of 50,000 others: 0.4 GB
+        prc_batch_size=2000,  # distances to 50,000 images: 0.4 GB
         save_cpu_ram=True,
         verbose=False,
     )

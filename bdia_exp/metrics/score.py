@@ -1,4 +1,4 @@
-"""A score: FID and its kin, of images that come in batches."""
+"""A score: FID and other metrics of images that are given in batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,15 +27,14 @@ METRICS = ("fid", "kid", "prc", "isc", "clip")
 
 
 class Score:
-    """Extracts features of the images it is given, once for all metrics, and forgets the images.
+    """Extracts the features of images once, for all metrics. The images are not kept.
 
-    `keep` keeps every image's features, which kid, prc and isc do too. With `resize`, features are
-    those of the images as `squares` of so many pixels. `clip` says where the CLIP model of the
-    metric of that name is. Under torchrun every rank updates with its own images and all ranks get
-    the same result.
+    `keep` keeps every image's features; kid, prc and isc imply it. With `resize`, the images are
+    first made `squares` of this many pixels. `clip` is the place of the CLIP model for the metric
+    clip. Under torchrun every rank updates with its own images and all ranks get the same result.
 
-    Raises UserError at once for an unknown metric, or if the reference was made with other
-    features or at another size, or cannot serve a metric.
+    Raises UserError for an unknown metric, or if the reference was made with other features or at
+    another size, or lacks what a metric needs.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Score:
         if reference is not None:
             self.compare_with(reference)
         self.note = extractor.note + (f"; images resized to {resize} pixels" if resize else "")
-        # The sums live where the extractor does: that is where NCCL adds them up over ranks.
+        # The sums are on the extractor's device, where NCCL adds them over the ranks.
         self.moments = FeatureMoments(extractor.dim).to(extractor.device)
         self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
         self.labelled = False
@@ -82,7 +81,7 @@ class Score:
         self.clip_score = MeanMetric("error").set_dtype(torch.float64).to(extractor.device)
 
     def compare_with(self, reference: Statistics) -> None:
-        """Scores against these. Raises UserError if they cannot serve, as the constructor does."""
+        """Scores against this reference. Raises UserError as the constructor does."""
         _require_same_features(self.extractor, reference)
         _require_same_size(self.resize, reference)
         if reference.features is None and {"kid", "prc"} & {*self.metrics}:
@@ -94,7 +93,7 @@ class Score:
         self.reference = reference
 
     def require_enough(self, count: int) -> None:
-        """Raises UserError if so many images are too few for a metric, or for the reference's."""
+        """Raises UserError if `count` images, or those of the reference, are too few."""
         require_enough(count, self.extractor.dim)
         if self.reference is not None and self.reference.features is not None:
             count = min(count, len(self.reference.features))
@@ -106,7 +105,7 @@ class Score:
         if self.clip and not given:
             raise UserError(
                 "metrics: clip compares images with their prompts, and these have none: leave clip "
-                "out, or choose a model of text to image"
+                "out, or choose a text-to-image model"
             )
 
     def update(
@@ -116,9 +115,9 @@ class Score:
         keys: Sequence[int],
         prompts: Sequence[str] | None = None,
     ) -> None:
-        """Images uint8 [B, C, H, W], or B of any sizes [C, H, W] if they are resized; labels
-        int64 [B], the classes they were asked for, or None; keys, their seeds or positions;
-        prompts, the texts they were asked for, which clip compares with the images as they are."""
+        """Adds a batch. images: uint8 [B, C, H, W], or B of any sizes [C, H, W] with `resize`;
+        labels: their classes, int64 [B], or None; keys: their seeds or positions; prompts: their
+        texts, for clip, which sees the images before they are resized."""
         self.require_prompts(prompts is not None)
         seen = squares(images, self.resize) if self.resize else images
         assert isinstance(seen, Tensor)
@@ -133,7 +132,7 @@ class Score:
             self.clip_score.update(self.clip(images, prompts))
 
     def statistics(self) -> Statistics:
-        """What a later reference needs: moments of all images of all ranks, features if kept."""
+        """Statistics to use as a reference: moments over all ranks, and the features if kept."""
         found = self.moments.compute()
         if self.samples is not None:
             found.features = self.samples.compute()[0].numpy()
@@ -142,7 +141,7 @@ class Score:
         return found
 
     def result(self) -> dict[str, Any]:
-        """The numbers, as they go into a record. Raises UserError if there are too few images."""
+        """The numbers, as stored in a record. Raises UserError if there are too few images."""
         if self.reference is None:
             raise UserError("give reference= to score against")
         found = self.moments.compute()
@@ -163,7 +162,7 @@ class Score:
                 numbers |= precision_recall(features, real) if "prc" in self.metrics else {}
             if "isc" in self.metrics and logits is not None:
                 numbers |= inception_score(logits)
-        # A rank that had no images asks with the others.
+        # All ranks must call compute(), also one that had no images.
         if self.accuracy is not None and any(dist.gather(self.labelled)):
             numbers["label_accuracy"] = float(self.accuracy.compute())
         if self.clip:
@@ -198,13 +197,13 @@ class Score:
 
 
 def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
-    """Raises UserError if the statistics say, or show, that they were made with others."""
+    """Raises UserError if the statistics were made with other features."""
     if reference.dim != extractor.dim:
         raise UserError(
             f"reference= has {reference.dim} dimensions, features={extractor.name} has "
             f"{extractor.dim}: use statistics made with the same features"
         )
-    meta = reference.meta or {}  # files of other programs do not say
+    meta = reference.meta or {}  # files of other programs have no meta
     if meta.get("features", extractor.name) != extractor.name:
         raise UserError(
             f"reference= was made with features={meta['features']}, not {extractor.name}: "
@@ -217,8 +216,8 @@ def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
 
 
 def _require_same_size(resize: int | None, reference: Statistics) -> None:
-    """Raises UserError if the statistics say that they are of images of another size."""
-    meta = reference.meta or {}  # files of other programs, and older ones of ours, do not say
+    """Raises UserError if the statistics were made from images of another size."""
+    meta = reference.meta or {}  # files of other programs, and our older ones, lack the entry
     if (theirs := meta.get("resize", resize)) != resize:
         ours, theirs = ("null" if size is None else size for size in (resize, theirs))
         raise UserError(

@@ -1,6 +1,6 @@
-"""Sums over any number of images, gathered in one pass: imported where images are scored.
+"""Sums over any number of images, computed in one pass.
 
-torchmetrics, which adds them up over ranks, takes seconds to import.
+Import this module only where it is used: torchmetrics takes seconds to import.
 """
 
 from typing import Any
@@ -19,10 +19,10 @@ class FeatureMoments(Metric):
 
     `update(features [B, dim])` adds a batch; `compute()` returns the `Statistics` of all batches
     on all ranks, and raises UserError for fewer than two images or features that are not finite.
-    Memory is dim² numbers, however many images there are.
+    Memory is dim² numbers, for any number of images.
 
-    Sums about zero, not about the mean: they can be added over ranks, and they lose only
-    (mean/std)² of float64's 16 digits — below 1e-9 in the covariance for a mean of 1000 std.
+    Sums are about zero, not about the mean, so they can be added over ranks. The rounding error of
+    the covariance grows by (mean/std)²: it is below 1e-9 for a mean of 1000 std in float64.
     """
 
     higher_is_better = None

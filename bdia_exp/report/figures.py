@@ -1,4 +1,4 @@
-"""Figures drawn from tables and sheets."""
+"""Figures of tables and studies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
-    """FID against NFE, one panel a table, one line a row; logarithmic where FIDs differ twofold."""
+    """FID against NFE: a panel per table, a line per row. FIDs that differ twofold: log scale."""
     tables = [table for table in drawn["tables"] if table["cells"]]
     most = max(len(table["rows"]) for table in tables)
     below = most > 6  # a long legend would hide the lines
@@ -42,9 +42,9 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
 
 
 def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
-    """Pictures, or those in files, under each other, each with its name beside it.
+    """Pictures (or image files) below each other, each with its name to the left.
 
-    Files that are missing are left out.
+    Missing files are left out.
     """
     from matplotlib.font_manager import findfont
 
@@ -53,7 +53,7 @@ def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
         for name, strip in strips.items()
         if isinstance(strip, Image.Image) or strip.exists()
     ]
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 13)  # comes with matplotlib, has a γ
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 13)  # matplotlib has it; it contains γ
     margin = 12 + max(int(font.getlength(name)) for name, _ in rows)
     gap = 6
     width = margin + max(picture.width for _, picture in rows)
@@ -72,7 +72,7 @@ LINES = ("-", "--", ":")
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of line `number` of a plot: 30 that differ in colour and marker or in their dashes."""
+    """The style of line `number` of a plot. 30 lines differ in colour and marker, or in dashes."""
     return {
         "color": f"C{number % 10}",
         "marker": MARKERS[(number + number // 10 * 3) % len(MARKERS)],
@@ -83,7 +83,7 @@ def style(number: int) -> dict[str, Any]:
 
 
 def convergence(drawn: Mapping[str, Any], path: Path) -> None:
-    """Error against steps, above, and against NFE, below: a column a problem, a line a sampler."""
+    """Error against steps (top) and NFE (bottom): a column per problem, a line per sampler."""
     problems, config = drawn["problems"], drawn["config"]
     figure = _figure(4.8 * len(problems) + 2.8, 9)
     panels = figure.subplots(2, len(problems), squeeze=False)
@@ -112,7 +112,7 @@ def convergence(drawn: Mapping[str, Any], path: Path) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches. matplotlib is imported where something is drawn."""
+    """An empty figure, sizes in inches. Imports matplotlib only when a figure is drawn."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -124,10 +124,10 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
-    """Error of round trips against their steps: a row of panels a problem and a direction.
+    """Error of round trips against their steps: a row of panels per problem and direction.
 
-    A column a floating-point state, a line a method; fixed point, without error, gets a panel of
-    its side information.
+    A column per type of the state, a line per method. Fixed point has no error: its panel shows
+    the side information.
     """
     states = drawn["config"]["states"]
     rows = [
@@ -174,9 +174,9 @@ def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
 
 
 def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
-    """FID over γ and NFE, a column of panels a table: a heat map, and curves against γ.
+    """FID over γ and NFE, a column of panels per table: a heat map, and curves against γ.
 
-    The rows of the tables are called γ=NUMBER. The best γ of each NFE is framed.
+    The rows of the tables have names γ=NUMBER. The best γ of each NFE has a frame.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
@@ -232,7 +232,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
 
 
 def _slopes(panel: Any, at: float) -> None:
-    """How steep the orders 1, 2 and 4 are, in the lower left corner."""
+    """Draws the slopes of the orders 1, 2 and 4 in the lower left corner."""
     low, high = panel.get_ylim()
     start = min(low * 30, high)
     for power in (1, 2, 4):
@@ -251,7 +251,7 @@ def _gamma(row: str) -> float:
 
 
 def _ticks(panel: Any, places: Sequence[int]) -> None:
-    """Just these numbers on a logarithmic axis, and a light grid."""
+    """Labels only these numbers on a logarithmic axis, and draws a light grid."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     panel.xaxis.set_major_locator(FixedLocator(list(places)))

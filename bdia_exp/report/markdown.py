@@ -16,7 +16,7 @@ class Draw(Protocol):
 
 
 def publish(root: Path, name: str, drawn: Record, text: str, draw: Draw) -> None:
-    """Writes `name`.json, .md and .png, and prints the text."""
+    """Writes `name`.json, .md and .png into `root`, and prints the text."""
     records.save(root / f"{name}.json", drawn)
     write_text(root / f"{name}.md", text)
     draw(drawn, root / f"{name}.png")
@@ -24,16 +24,16 @@ def publish(root: Path, name: str, drawn: Record, text: str, draw: Draw) -> None
 
 
 def finite(number: float) -> float | None:
-    """The number, or None where there is none: JSON knows no nan."""
+    """The number, or None if it is not finite: JSON has no NaN."""
     return number if math.isfinite(number) else None
 
 
 def short(number: float | None) -> str:
-    """Two digits: 0.012 as 1.2e-02."""
+    """The number with two digits: 0.012 as 1.2e-02; None as a dash."""
     return "–" if number is None else "0" if number == 0 else f"{number:.1e}"
 
 
 def markdown_table(heads: list[str], rows: Iterable[list[str]]) -> str:
-    """The first column to the left, the others to the right."""
+    """A Markdown table; the first column is aligned to the left, the others to the right."""
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,18 +1,18 @@
-"""Tables: from records to the paper's tables, measured beside published."""
+"""Tables: makes the paper's tables from records, with measured and published numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 Drawn = dict[str, Any]
-"""An experiment's tables as plain data: what tables.json holds and the figures are drawn from."""
+"""An experiment's tables as plain data: the contents of tables.json, also used for the figures."""
 
 
 REPORTS = {
     "mean": "their mean ± standard deviation",
     "min": "the least of them, as EDM's protocol has it, and mean ± standard deviation",
 }
-"""What a cell of several runs shows."""
+"""How a cell with several runs is described."""
 
 
 def collect(
@@ -22,8 +22,8 @@ def collect(
 ) -> Drawn:
     """The cells of an experiment, by (table, row, column), in the order of its tables.
 
-    A cell has the records of one run or of several, which differ in their seeds; its `fid` is
-    their mean, or their least with report="min". `fid_sd` is None for a single run.
+    A cell has one run, or several with different seeds. Its `fid` is their mean, or the smallest
+    with report="min". `fid_sd` is None for a single run.
     """
     everywhere = [*experiment.get("settings", []), *experiment.get("common", [])]
     drawn = []
@@ -61,7 +61,7 @@ def _cell(
     report: str,
     usual: str | None,
 ) -> dict[str, Any]:
-    """One cell, from the records of its runs; `usual` is the model of the published numbers."""
+    """One cell from the records of its runs. `usual` is the model of the published numbers."""
     first = runs[0]
     fids = [run["score"]["fid"] for run in runs]
     published = table.get("published") or {}
@@ -92,7 +92,7 @@ def _cell(
 
 
 def _mean(runs: Sequence[Any], key: str) -> float | None:
-    """The mean of a score that all runs have; None if one has not."""
+    """The mean of a score; None unless all runs have it."""
     found = [run["score"].get(key) for run in runs]
     return None if None in found else fmean(found)
 
@@ -101,11 +101,11 @@ BESIDE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("label_accuracy", "label accuracy", lambda share: f"{100 * share:.1f} %"),
     ("clip_score", "CLIP score", lambda score: f"{score:.2f}"),
 )
-"""What a table shows beside FID, where it was measured: the cell's key, its name, its form."""
+"""Other scores of a table, shown if they were measured: the cell's key, its name, its format."""
 
 
 def _model(overrides: Sequence[str]) -> str | None:
-    """The model that overrides name, whose published numbers a table holds."""
+    """The model that the overrides select, or None."""
     named = [word.partition("=")[2] for word in overrides if word.startswith("model=")]
     return named[-1] if named else None
 
@@ -131,7 +131,7 @@ def markdown(drawn: Drawn) -> str:
 
 
 def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
-    """What holds for every number of a table: how many images, which FID."""
+    """Information about all numbers of a table: the number of images, the kind of FID."""
     images = sorted({cell["images"] for cell in cells})
     notes = sorted({cell["note"] for cell in cells})
     runs = sorted({len(cell["fids"]) for cell in cells})
@@ -182,7 +182,7 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tu
 
 
 def _nearest_row(table: Mapping[str, Any], cells: Mapping) -> str:
-    """Which row is nearest to the published one that the table looks for, by its worst column."""
+    """The row nearest to the published numbers in `match`, by its largest relative difference."""
     wanted = {str(column): fid for column, fid in table["match"].items()}
     goal = " / ".join(map(str, wanted.values()))
     distance = {

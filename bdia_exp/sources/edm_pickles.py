@@ -1,8 +1,8 @@
-"""EDM's checkpoints out of their pickles: a network's options and its tensors.
+"""Reads a network's options and tensors from EDM's pickles.
 
-The published `.pkl` files (https://github.com/NVlabs/edm) are one plain pickle each, whose official
-loader runs Python source found inside the file. `pickles` turns them into data; this module
-reads the data.
+Each published `.pkl` file (https://github.com/NVlabs/edm) is one plain pickle. Its official loader
+runs Python source from the file. Instead, `pickles` turns the file into data, and this module reads
+the data.
 """
 
 import io
@@ -36,7 +36,7 @@ PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 MAX_MODULE_DEPTH, MAX_NAME = 16, 300
 MAX_OPTION_DEPTH, MAX_OPTION_LENGTH = 3, 64
 
-# EDMPrecond's arguments in order; all but the last are kept as attributes too.
+# EDMPrecond's arguments in order; all but the last are also stored as attributes.
 _INTERFACE = ["img_resolution", "img_channels", "label_dim", "use_fp16"]
 _INTERFACE += ["sigma_min", "sigma_max", "sigma_data", "model_type"]
 _PERSISTENT = "torch_utils.persistence _reconstruct_persistent_obj"
@@ -65,12 +65,12 @@ _STORAGE_GLOBALS = {PERSISTENT_ID, *_STORAGES}
 def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The arguments and the state dict of the EDMPrecond in one of EDM's pickles.
 
-    Raises UserError for what is recognised as wrong, and any exception for bytes that make no
-    sense: `checkpoints.read` turns those into a UserError too.
+    Raises UserError for known faults, and any other exception for damaged bytes;
+    `checkpoints.read` turns those into a UserError too.
     """
     if not path.stat().st_size:
         raise UserError("the file is empty; fetch it again")
-    # Reads from a map end where the file ends, whatever length an instruction claims.
+    # Reads from a map stop at the end of the file, for any length that an instruction gives.
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:1] != b"\x80":
             kinds = {b"PK": "a zip archive (torch.save makes these)", b"<": "a web page"}
@@ -81,7 +81,7 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     if not isinstance(root, dict) or "ema" not in root:
         found = f"the entries {few(root)}" if isinstance(root, dict) else type(root).__name__
-        raise UserError(f"no EDM checkpoint: it should be a dict with 'ema', but holds {found}")
+        raise UserError(f"no EDM checkpoint: it should be a dict with 'ema', but has {found}")
     net = root["ema"]
     if not asks(net, _PERSISTENT):
         raise UserError(f"'ema' is of type {type(net).__name__}, not a network")
@@ -92,7 +92,7 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     arguments = dict(zip(_INTERFACE, attributes.get("_init_args", ()), strict=False))
     arguments |= expect(attributes["_init_kwargs"], dict)
-    # The attributes are what the network ran with; arguments are only how it was asked for.
+    # If they differ, the attributes are right: the trained network used them.
     arguments |= {k: attributes[k] for k in _INTERFACE if k in attributes}
     state = {name: _tensor(node, name, seen) for name, node in _entries(net, "", seen)}
     return plain(arguments), state
@@ -102,7 +102,7 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _entries(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Names and records of a recorded module's tensors, in the order of `state_dict`."""
+    """Names and recorded calls of a module's tensors, in the order of `state_dict`."""
     if not asks(module, _PERSISTENT, *_CONTAINERS):
         raise UserError(f"{brief(prefix)} is no module")
     _admit(module, prefix, seen)
@@ -117,7 +117,7 @@ def _entries(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, An
 
 
 def _admit(value: Any, name: str, seen: set[int]) -> None:
-    """Refuses what lets a small file ask for endless work: depth, long names, sharing."""
+    """Refuses what could make a small file cause endless work: depth, long names, sharing."""
     if name.count(".") > MAX_MODULE_DEPTH or len(name) > MAX_NAME:
         raise UserError(f"its modules are nested too deep, at {brief(name)}")
     if id(value) in seen:
@@ -138,7 +138,7 @@ def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
         raise UserError(f"the tensor {brief(name)} has an impossible shape")
     numbers = [expect(number, int) for number in (offset, *size, *stride)]
     reach = 1 + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # Every number is bounded before the product, which may otherwise be astronomical.
+    # Every number is checked before the product, which could otherwise be huge.
     if not all(0 <= number <= flat.numel() for number in numbers) or not (
         0 < math.prod(size) <= flat.numel() and reach <= flat.numel()
     ):
@@ -151,27 +151,27 @@ def ready(tensor: Tensor) -> Tensor:
 
 
 def _storage(data: bytes, name: str) -> Tensor:
-    """The numbers, 1-D, of a storage written by `torch.save` in its format before version 1.6.
+    """The numbers, 1-D, of a storage in the format of `torch.save` before version 1.6.
 
-    That is five pickles (a magic number, a version, the machine, a persistent id that describes
-    the storage, its key), then the count as 8 bytes, then the numbers.
+    It has five pickles (a magic number, a version, the machine, a persistent id that describes the
+    storage, its key), then the count in 8 bytes, then the numbers.
     """
     stream = io.BytesIO(data)
     magic, version, machine, storage, _ = (interpret(stream, _STORAGE_GLOBALS) for _ in range(5))
     if (magic, version) != (0x1950A86A20F9469CFC6C, 1001) or not asks(storage, PERSISTENT_ID):
-        raise UserError(f"the tensor {brief(name)} is not stored as EDM's are")
+        raise UserError(f"the tensor {brief(name)} is not stored in the format of EDM's files")
     if machine["little_endian"] is not (sys.byteorder == "little"):
-        raise UserError("its byte order is not this machine's")
+        raise UserError("its byte order is not that of this machine")
     _, kind, _, _, count, view = storage.args[0]
     dtype, start = _STORAGES[expect(kind, Global).name], stream.tell() + 8
     stored = int.from_bytes(data[start - 8 : start], sys.byteorder)
     if view is not None or not stored == count == (len(data) - start) / dtype.itemsize > 0:
-        raise UserError(f"the tensor {brief(name)} is empty, or has another size than it says")
+        raise UserError(f"the tensor {brief(name)} is empty, or its stored size is wrong")
     return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype)
 
 
 def plain(value: Any, name: str = "the configuration", depth: int = 0) -> Any:
-    """Options as plain Python: numpy scalars become numbers, tuples lists."""
+    """Options as plain Python: numpy scalars become numbers, and tuples become lists."""
     if isinstance(value, (dict, list, tuple)):
         if depth == MAX_OPTION_DEPTH or len(value) > MAX_OPTION_LENGTH:
             raise UserError(f"{brief(name)} is too deep or too long for a network's options")
@@ -190,7 +190,7 @@ def plain(value: Any, name: str = "the configuration", depth: int = 0) -> Any:
 
 
 def _scalar(dtype: Any, raw: Any) -> bool | int | float:
-    """The number in a pickled numpy scalar: its dtype's call, (code, align, copy), and bytes."""
+    """The number in a pickled numpy scalar: the call of its dtype, and its bytes."""
     code = dtype.args[0] if asks(dtype, _DTYPE) else None
     if code not in ("b1", "i4", "i8", "f2", "f4", "f8") or dtype.state[1] not in ("<", "|"):
         raise UserError("it holds a numpy scalar that is no plain little-endian number")

@@ -1,14 +1,14 @@
-"""Published files, fetched once into a cache: whole, verified, never executed or unpacked.
+"""Published files, downloaded once into a cache: complete, verified, never executed or unpacked.
 
-Settings come from the environment, so that every process of a job sees the same ones:
+Environment variables set the options, so they are the same in every process of a job:
 
 * `BDIA_EXP_CACHE`: the folder; else `$XDG_CACHE_HOME/bdia-exp`, else `~/.cache/bdia-exp`.
-* `BDIA_EXP_OFFLINE=1`: never touch the network.
+* `BDIA_EXP_OFFLINE=1`: never use the network.
 * `BDIA_EXP_MIRROR=https://host/base`: every file is at `{mirror}/{name}`.
-* `HTTPS_PROXY`, `REQUESTS_CA_BUNDLE` and the like, as requests and pip know them.
+* `HTTPS_PROXY`, `REQUESTS_CA_BUNDLE` and others of requests and pip.
 
-Beside a file NAME the cache may hold `NAME.sha256`, what it was when it first came, unless that is
-published; `NAME.part` and `NAME.part.json`, a download that can go on; and `NAME.lock`.
+Beside a file NAME the cache may contain `NAME.sha256`, the hash of the first download if none is
+published; `NAME.part` and `NAME.part.json`, an unfinished download; and `NAME.lock`.
 """
 
 import errno
@@ -26,61 +26,61 @@ from bdia_exp.sources.downloads import from_package_index, from_url, say
 
 
 def cache() -> Path:
-    """The folder of fetched files; it need not exist yet. Raises UserError if there is no home."""
+    """The cache folder; it may not exist yet. Raises UserError if there is no home folder."""
     folder = os.environ.get("BDIA_EXP_CACHE")
     folder = folder or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/bdia-exp"
     try:
         return Path(folder).expanduser().absolute()
     except RuntimeError:
-        raise UserError(f"{folder} is nowhere here: set BDIA_EXP_CACHE to a folder") from None
+        raise UserError(f"{folder} cannot be found: set BDIA_EXP_CACHE to a folder") from None
 
 
 def offline() -> bool:
-    """Whether the network must not be touched."""
+    """Whether the network must not be used."""
     return os.environ.get("BDIA_EXP_OFFLINE", "0") not in ("", "0")
 
 
 def cached(name: str) -> Path | None:
     """The published file of this name if the cache has it; not verified. No network."""
-    with suppress(OSError):  # a folder that may not be looked into
+    with suppress(OSError):  # a folder without permission to read
         if name in ASSETS and (path := cache() / name).is_file():
             return path
     return None
 
 
 def get(name: str) -> Path:
-    """The published file of this name in the cache, verified; fetched if it is not there.
+    """The published file of this name in the cache, verified; downloaded if it is not there.
 
-    Raises UserError, and nothing else, if it cannot be had or is not what it should be.
+    Raises only UserError, if the file cannot be downloaded or its size or hash is wrong.
     """
     if name not in ASSETS:
         raise UserError(f"no published file is called {name!r}{nearest(name, ASSETS)}")
     asset, path = ASSETS[name], cache() / name
     record = Path(f"{path}.sha256")
     try:
-        # With nothing to write no lock is needed either: a shared cache may be read-only.
+        # Without anything to write, no lock is used: a shared cache may be read-only.
         settled = path.is_file() and (len(asset.sha256) == 64 or record.is_file())
         source = "" if path.is_file() else _source(asset, path)
         with nullcontext() if settled else locked(path):
-            if not path.is_file():  # nor has another process brought it meanwhile
+            if not path.is_file():  # another process may have downloaded it meanwhile
                 _fetch(asset, source, path, record)
             elif faults := _faults(asset, path, record):
                 raise UserError(f"{path} has {faults}: remove it and run the same command again")
         return path
-    except (OSError, NotImplementedError) as error:  # the latter from a disk without locks
+    except (OSError, NotImplementedError) as error:  # the second: a disk without locks
         why = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no room left on the disk for {path} ({why}): free some, or set BDIA_EXP_CACHE "
-                "to a folder on another, and run the same command again"
+                "to a folder on another disk, and run the same command again"
             ) from None
         raise UserError(
-            f"{path} cannot be read or written ({why}): set BDIA_EXP_CACHE to a folder of yours"
+            f"{path} cannot be read or written ({why}): set BDIA_EXP_CACHE to another folder"
         ) from None
 
 
 def digest(path: Path, kind: str = "sha256") -> str:
-    """The file's `sha256` or `md5` in hexadecimal, read a piece at a time."""
+    """The file's `sha256` or `md5` in hexadecimal, read in pieces."""
     state = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -90,13 +90,13 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time for one file, in a folder that exists."""
+    """Only one process at a time works on this file; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        say(f"waiting for another process that is fetching {path.name}")
+        say(f"waiting for another process that is downloading {path.name}")
         lock.acquire()
     try:
         yield
@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _faults(asset: Asset, file: Path, record: Path) -> str:
-    """How `file` differs from the published one; if not at all, its sha256 is known hereafter."""
+    """How `file` differs from the published one. If it does not, stores its sha256."""
     sha256, wanted = digest(file), asset.sha256
     if len(wanted) < 64 and record.is_file():
         wanted = record.read_text("utf-8", errors="replace").partition(" ")[0] or "nothing"
@@ -122,7 +122,7 @@ def _faults(asset: Asset, file: Path, record: Path) -> str:
 
 
 def _source(asset: Asset, path: Path) -> str:
-    """Where to fetch it from. Raises UserError where we may not, or cannot."""
+    """Where to download it from. Raises UserError if this is not possible or not allowed."""
     mirror = os.environ.get("BDIA_EXP_MIRROR", "").rstrip("/")
     source = f"{mirror}/{asset.name}" if mirror else asset.source
     kind, _, where = source.partition(":")
@@ -140,7 +140,7 @@ def _source(asset: Asset, path: Path) -> str:
 
 
 def _fetch(asset: Asset, source: str, path: Path, record: Path) -> None:
-    """Brings the file to `path`, where it appears only when it is whole and verified."""
+    """Downloads the file to `path`, where it appears only when it is complete and verified."""
     kind, _, where = source.partition(":")
     part = Path(f"{path}.part")
     if kind == "pip":
@@ -155,6 +155,6 @@ def _fetch(asset: Asset, source: str, path: Path, record: Path) -> None:
     if faults:
         changed = f"; if you trust it, remove {record}" if record.is_file() else ""
         raise UserError(
-            f"what came as {asset.name} has {faults}, and was not kept: try again later, or "
+            f"the downloaded {asset.name} has {faults}, and was not kept: try again later, or "
             f"from another BDIA_EXP_MIRROR{changed}"
         )

@@ -1,9 +1,9 @@
 """Folders of the Hugging Face hub in diffusers' layout: pinned to a commit, verified.
 
-`ORG/NAME@REVISION` is a pipeline (`model_index.json` and a folder for each part) or one network
-(`config.json` and its weights, such as a ControlNet). They are fetched by the library
-huggingface_hub, whose own settings hold: `HF_ENDPOINT` for a mirror, `HF_TOKEN` for models that ask
-for a login. They lie under `hub/` in the cache of `fetch`, in the library's layout.
+`ORG/NAME@REVISION` is a pipeline (`model_index.json` and a folder for each part) or one network,
+such as a ControlNet (`config.json` and its weights). The library huggingface_hub downloads them and
+uses its own settings: `HF_ENDPOINT` for a mirror, `HF_TOKEN` for models that need a login. They are
+under `hub/` in the cache of `fetch`, in the library's layout.
 """
 
 import errno
@@ -31,7 +31,7 @@ INDEX = "model_index.json"
 
 
 def cached(spec: str) -> Path | None:
-    """The folder of this pipeline or network if all of it was fetched. No network."""
+    """The folder of this pipeline or network if it is complete. No network access."""
     with suppress(OSError, ValueError, UserError):
         folder = _folder(*_parse(spec))
         sizes = json.loads(_record(folder).read_text("utf-8"))
@@ -41,11 +41,11 @@ def cached(spec: str) -> Path | None:
 
 
 def get(spec: str) -> Path:
-    """The folder of this pipeline or network; fetched, and verified then, if it is not there.
+    """The folder of this pipeline or network; downloaded and verified if it is not there.
 
-    It holds the configurations and the weights, the averaged ones in full precision: safetensors
-    where there are any. Raises UserError, and nothing else, if it cannot be had or is not what the
-    hub says it is.
+    It contains the configurations and the averaged weights in full precision, as safetensors if
+    there are any. Raises only UserError, if it cannot be downloaded or differs from what the hub
+    states.
     """
     repo, revision = _parse(spec)
     folder = _folder(repo, revision)
@@ -54,17 +54,17 @@ def get(spec: str) -> Path:
     if fetch.offline():
         raise UserError(
             f"hub:{spec} is not here and BDIA_EXP_OFFLINE is set: run the same command where there "
-            f"is a network, or bring {folder.parents[1]} from there"
+            f"is a network, or copy {folder.parents[1]} from there"
         )
     library = require("huggingface_hub")
     try:
         with fetch.locked(folder.parents[1]):
-            if not cached(spec):  # nor has another process brought it meanwhile
+            if not cached(spec):  # another process may have downloaded it meanwhile
                 _fetch(library, repo, revision, folder)
         return folder
     except UserError:
         raise
-    except Exception as error:  # the library's own, those of its HTTP client, the disk's
+    except Exception as error:  # of the library, its HTTP client or the disk
         raise UserError(_told(error, repo, revision, folder)) from None
 
 
@@ -74,18 +74,18 @@ def _parse(spec: str) -> tuple[str, str]:
     repo, _, revision = spec.partition("@")
     missing = f"{revision!r} is no commit" if revision else "it names no commit"
     raise UserError(
-        f"hub:{spec} may be something else tomorrow, for {missing}: write hub:ORG/NAME@REVISION "
-        f"with the 40 hexadecimal digits of one from https://huggingface.co/{repo}/commits/main"
+        f"hub:{spec} can change, because {missing}: write hub:ORG/NAME@REVISION with the 40 "
+        f"hexadecimal digits of a commit from https://huggingface.co/{repo}/commits/main"
     )
 
 
 def _folder(repo: str, revision: str) -> Path:
-    """Where the library puts a snapshot, as its documentation says."""
+    """Where the library puts a snapshot, according to its documentation."""
     return fetch.cache() / "hub" / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
 
 
 def _record(folder: Path) -> Path:
-    """What we keep of a snapshot that is whole and verified: {file: bytes}."""
+    """Our file beside a snapshot that is complete and verified: {file: size in bytes}."""
     return folder.parents[1] / f"{folder.name}.verified.json"
 
 
@@ -96,7 +96,7 @@ def _fetch(library: Any, repo: str, revision: str, folder: Path) -> None:
     if not {INDEX, SAFE[0], PICKLED[0]} & set(wanted):
         raise UserError(
             f"hub:{repo}@{revision} is neither a pipeline nor a network in diffusers' layout: it "
-            f"holds no {INDEX} and no {SAFE[0]}; give another model"
+            f"has no {INDEX} and no {SAFE[0]}; give another model"
         )
     size = tqdm.format_sizeof(sum(files[name].size or 0 for name in wanted), "B")
     say(f"fetching {repo} from the Hugging Face hub: {len(wanted)} files, {size}")
@@ -107,7 +107,7 @@ def _fetch(library: Any, repo: str, revision: str, folder: Path) -> None:
         if fault := _fault(folder / name, files[name]):
             _remove(folder / name)
             raise UserError(
-                f"what came as {name} of {repo} has {fault}, and was not kept: "
+                f"the downloaded {name} of {repo} has {fault}, and was not kept: "
                 "try again later, or from another HF_ENDPOINT"
             )
     sizes = {name: (folder / name).stat().st_size for name in wanted}
@@ -115,7 +115,7 @@ def _fetch(library: Any, repo: str, revision: str, folder: Path) -> None:
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
-    """Configurations and weights; no variant of a precision or program, no single file of all."""
+    """The files to download: configurations and weights, without variants and single files."""
     names = set(names)
     kept = []
     for name in sorted(names):
@@ -135,18 +135,18 @@ def _wanted(names: Iterable[str]) -> list[str]:
 
 
 def _fault(path: Path, published: Any) -> str:
-    """How the file differs from what the hub says of it; nothing if it does not."""
+    """How the file differs from what the hub states; empty if it does not."""
     if published.lfs:
         wanted, found = published.lfs["sha256"], fetch.digest(path)
         return "" if found == wanted else f"sha256 {found}, not {wanted}"
-    data = path.read_bytes()  # a small file, which Git knows by this hash
+    data = path.read_bytes()  # a small file: Git's own hash of it
     found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     wanted = published.blob_id or found
     return "" if found == wanted else f"Git's hash {found}, not {wanted}"
 
 
 def _remove(path: Path) -> None:
-    """Deletes a file of a snapshot: a link to one that may itself be a link."""
+    """Deletes a file of a snapshot, and every link that leads to it."""
     while path.is_symlink():
         target = path.parent / path.readlink()
         path.unlink()
@@ -155,7 +155,7 @@ def _remove(path: Path) -> None:
 
 
 def _told(error: Exception, repo: str, revision: str, folder: Path) -> str:
-    """One sentence for what the library raises."""
+    """One sentence about an exception of the library."""
     kinds = require("huggingface_hub.errors")
     page = f"https://huggingface.co/{repo}"
     if isinstance(error, kinds.RevisionNotFoundError):
@@ -168,13 +168,13 @@ def _told(error: Exception, repo: str, revision: str, folder: Path) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no room left on the disk for {repo} ({error.strerror}): free some, or set "
-            "BDIA_EXP_CACHE to a folder on another, and run the same command again"
+            "BDIA_EXP_CACHE to a folder on another disk, and run the same command again"
         )
     if isinstance(error, OSError) and error.filename:
         why = f"{error.filename} cannot be read or written ({error.strerror})"
-        return f"{why}: set BDIA_EXP_CACHE to a folder of yours"
+        return f"{why}: set BDIA_EXP_CACHE to another folder"
     why = brief(str(error.__cause__ or error).strip().partition("\n")[0]) or type(error).__name__
     return (
         f"{repo} cannot be fetched from the hub ({why}): look at the network, the proxy's settings "
-        f"and HF_ENDPOINT, or bring {folder.parents[1]} from elsewhere"
+        f"and HF_ENDPOINT, or copy {folder.parents[1]} from another machine"
     )

@@ -1,10 +1,10 @@
-"""Pickles as data: interpreted, never executed.
+"""Reads pickles as data, without executing them.
 
-`pickletools.genops` parses the instructions, and where one asks to import or to call something, a
-record of the request is kept (`Global`, `Call`). No name is ever resolved and no call is ever made,
-so a hostile file can ask for what it likes; the allow-list is there to say so in a clear sentence.
-Python's own unpicklers are not used: behind an allow-list they still let `BUILD` write attributes,
-hash nested tuples until the C stack overflows, and (the one in C) let six bytes ask for a memo of
+`pickletools.genops` parses the instructions. If one asks to import or call something, the request
+is recorded (`Global`, `Call`). No name is ever resolved and no call is made, so a hostile file can
+do nothing; the allow-list only gives a clear error message for it.
+Python's own unpicklers are not used. Even with an allow-list, `BUILD` can write attributes, hashes
+of nested tuples can overflow the C stack, and (in the C version) six bytes can request a memo of
 many gigabytes.
 """
 
@@ -15,25 +15,25 @@ from typing import Any, BinaryIO
 
 from bdia_exp.errors import UserError
 
-# Far above what a file of the largest published model holds, far below what exhausts a machine.
+# Many times more than in the largest published model, and few enough for any machine.
 MAX_INSTRUCTIONS = 2_000_000
 
 DICTS = {"collections OrderedDict", "dnnlib.util EasyDict"}
 SET, OBJECT = "builtins set", "copyreg _reconstructor"
 PERSISTENT_ID = "pickle persistent_id"
-"""The name by which a persistent id is allowed; its `Call` has one argument, the id."""
+"""Allows persistent ids: each becomes a `Call` of this name with one argument, the id."""
 
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A name the file asks to import, "module name"; never resolved."""
+    """A name that the file asks to import, as "module name"; never resolved."""
 
     name: str
 
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """A call the file asks for, and the state it would then set; never made."""
+    """A call that the file asks for, and the state to set after it; never made."""
 
     name: str
     args: tuple
@@ -46,8 +46,8 @@ def asks(value: Any, *names: str) -> bool:
 
 
 def expect(value: Any, *kinds: type) -> Any:
-    """`value`, of exactly one of these types. Keys are strings or integers because hashing a
-    tuple recurses in C, without a limit, as deep as the tuple is nested."""
+    """`value`, if its type is exactly one of these. Keys must be strings or integers: the hash of
+    a nested tuple recurses in C without a limit. Raises ValueError for another type."""
     if type(value) not in kinds:
         raise ValueError(f"{type(value).__name__} where {kinds[0].__name__} belongs")
     return value
@@ -56,14 +56,14 @@ def expect(value: Any, *kinds: type) -> Any:
 def interpret(stream: BinaryIO, allowed: Set[str]) -> Any:
     """One pickle (protocol 2 to 5) from the stream, as plain values, `Global`s and `Call`s.
 
-    Sets come out as lists. Neither it nor what it returns needs recursion, however deep. Raises
-    UserError for a name that is not allowed and for an instruction that no EDM checkpoint needs,
-    and any exception for bytes that make no sense.
+    Sets become lists. It does not use recursion, at any depth of nesting. Raises UserError for a
+    name that is not allowed and for an instruction that no EDM checkpoint needs, and any other
+    exception for damaged bytes.
     """
     machine = _Machine(allowed)
     for count, (op, arg, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_INSTRUCTIONS:
-            raise UserError(f"refused: it has over {count:,} instructions, beyond any checkpoint")
+            raise UserError(f"refused: over {count:,} instructions, more than in any checkpoint")
         if op.name == "STOP":
             return machine.stack.pop()
         if op.name not in _INSTRUCTIONS:
@@ -73,8 +73,8 @@ def interpret(stream: BinaryIO, allowed: Set[str]) -> Any:
 
 
 class _Machine:
-    """The stack that instructions work on. Each method is one kind of instruction: it takes the
-    instruction's name and its argument in the file."""
+    """The stack machine. Each method is one kind of instruction: it takes the instruction's name
+    and its argument in the file."""
 
     def __init__(self, allowed: Set[str]) -> None:
         self.allowed = allowed
@@ -146,7 +146,7 @@ class _Machine:
 
     def build(self, op: str, arg: Any) -> None:
         state = self.stack.pop()
-        # On a dict these are attributes of its class, which no entry depends on.
+        # For a dict these are attributes of its class; the entries do not depend on them.
         if isinstance(expect(self.stack[-1], Call, dict), Call):
             self.stack[-1].state = state
 
@@ -183,11 +183,11 @@ _KINDS: dict[Callable[[_Machine, str, Any], None], str] = {
     _Machine.persistent: "BINPERSID",
 }
 _INSTRUCTIONS = {op: method for method, ops in _KINDS.items() for op in ops.split()}
-"""Every instruction but STOP that is followed; all others are refused."""
+"""All instructions that are supported, except STOP; others are refused."""
 
 
 def brief(text: Any) -> str:
-    """Safe to print on one line, whatever the file put there."""
+    """The text made safe to print on one line, at most 80 characters."""
     text = ascii(str(text))[1:-1]
     return text if len(text) <= 80 else text[:77] + "..."
 

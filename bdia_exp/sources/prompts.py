@@ -1,4 +1,4 @@
-"""The texts that a text-to-image run draws from: one caption an image, chosen by hashes."""
+"""The prompts of a text-to-image run: one caption per image, chosen by hashes."""
 
 import csv
 import hashlib
@@ -17,17 +17,17 @@ from bdia_exp.sources.pickles import brief, few
 from bdia_exp.store.files import atomic
 
 MEMBER = "annotations/captions_val2014.json"  # of COCO's zip of annotations
-TEXTS = ("prompt", "text", "caption")  # columns that may hold the texts, the first one counts
-IMAGES = ("coco_id", "image_id", "image")  # columns that may say which image a text is of
+TEXTS = ("prompt", "text", "caption")  # names of the column of texts, the first one found is used
+IMAGES = ("coco_id", "image_id", "image")  # names of the column with the image of each text
 
-Caption = tuple[str, str]  # the id of its image, empty if the file names none; the text
+Caption = tuple[str, str]  # the id of its image, empty if the file has none; the text
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A sequence of texts. Image k is drawn from text k, modulo their number.
+    """A sequence of texts. Image k is made from text k, modulo their number.
 
-    `provenance` goes into records: `source` and `sha256` of the file, `seed` of the choice,
+    `provenance` is stored in records: `source` and `sha256` of the file, `seed` of the choice,
     `count` of the texts and `sequence_sha256` of the lines "IMAGE<tab>TEXT" in their order.
     """
 
@@ -35,7 +35,7 @@ class Prompts:
     provenance: Mapping[str, object]
 
     def __call__(self, seed: int) -> str:
-        """The text that the image of this seed is drawn from."""
+        """The text of the image with this seed."""
         return self._caption(seed)[1]
 
     def rows(self, seeds: Iterable[int]) -> Iterator[tuple[int, str, str]]:
@@ -43,7 +43,7 @@ class Prompts:
         return ((seed, *self._caption(seed)) for seed in seeds)
 
     def write(self, path: Path, seeds: Iterable[int]) -> None:
-        """Writes `rows` as a CSV that `read` takes again. Raises UserError as `store.atomic`."""
+        """Writes `rows` as a CSV that `read` can read. Raises UserError as `files.atomic`."""
         with atomic(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["seed", "image", "prompt"])
@@ -54,28 +54,28 @@ class Prompts:
 
 
 def of_text(text: str) -> Prompts:
-    """The same text, which may be empty, for every image."""
+    """The same text for every image; it may be empty."""
     captions = (("", _tidy(text)),)
     return Prompts(captions, {"text": captions[0][1], **_summary(captions)})
 
 
 def read(source: str, seed: int | None) -> Prompts:
-    """One caption for every image of a file, which is named as for `checkpoints.locate`.
+    """One caption for every image in a file; `source` is an argument of `checkpoints.locate`.
 
     The file is one of
 
-    * COCO's caption annotations, `captions_val2014.json`, or the zip in which they are published,
-      of which only that member is read, in memory;
-    * a CSV or TSV with a column prompt, text or caption. A column coco_id, image_id or image says
-      which image a row is of; where there is none, each row is an image of its own;
-    * a `.txt` with a prompt a line.
+    * COCO's caption annotations, `captions_val2014.json`, or their published zip, of which only
+      this member is read, in memory;
+    * a CSV or TSV with a column prompt, text or caption. A column coco_id, image_id or image has
+      the image of each row; without such a column every row is a separate image;
+    * a `.txt` with one prompt per line.
 
-    With a seed an image's caption is the one whose sha256 of "SEED:IMAGE:CAPTION" is least, and the
-    images are ordered by the sha256 of "SEED:IMAGE": the choice depends neither on the order of the
-    file nor on a library's random numbers. With None it is the file's order, and of each image the
-    first caption. Runs of whitespace become one space, and empty captions are left out.
+    With a seed, an image's caption is the one with the smallest sha256 of "SEED:IMAGE:CAPTION", and
+    the images are sorted by the sha256 of "SEED:IMAGE". The choice depends neither on the order of
+    the file nor on a library's random numbers. With None, the order is that of the file, and the
+    first caption of each image is used. Whitespace becomes one space; empty captions are left out.
 
-    Raises UserError if the file cannot be had or read, or holds no captions.
+    Raises UserError if the file cannot be downloaded or read, or has no captions.
     """
     path = checkpoints.locate(source)
     readers: dict[str, Callable[[Path], list[Caption]]] = {
@@ -86,7 +86,7 @@ def read(source: str, seed: int | None) -> Prompts:
         ".txt": lambda path: [("", line) for line in _text(path).split("\n")],
     }
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path} is none of the files that hold prompts: {', '.join(readers)}")
+        raise UserError(f"{path} is not a file of prompts: give one of {', '.join(readers)}")
     try:
         found = [(_tidy(image), _tidy(text)) for image, text in readers[path.suffix.lower()](path)]
         captions = _choose([caption for caption in found if caption[1]], seed)
@@ -104,11 +104,11 @@ def read(source: str, seed: int | None) -> Prompts:
 
 
 def _choose(captions: Iterable[Caption], seed: int | None) -> tuple[Caption, ...]:
-    """One caption of every image, in the order of the choice."""
+    """One caption per image, in the order that `read` describes."""
     by_image: dict[str, list[Caption]] = {}
     seen: Counter[str] = Counter()
     for image, text in captions:
-        # A text without an image is one by itself; equal ones are told apart by their count.
+        # A text without an image counts as its own image; equal texts get different numbers.
         key = image or f"{text}#{seen[text]}"
         seen[text] += not image
         by_image.setdefault(key, []).append((image, text))
@@ -133,11 +133,11 @@ def _tidy(text: str) -> str:
     return " ".join(text.split())
 
 
-# -- files; what these raise is completed by the file's name ---------------------------------------
+# -- files; `read` puts the file's name before the messages of these errors ------------------------
 
 
 def _text(path: Path) -> str:
-    return path.read_text("utf-8-sig")  # spreadsheets begin their files with a mark
+    return path.read_text("utf-8-sig")  # spreadsheet programs write a byte order mark
 
 
 def _zipped(path: Path) -> list[Caption]:
@@ -148,7 +148,7 @@ def _zipped(path: Path) -> list[Caption]:
                 raise UserError(f"holds no {MEMBER} but {holds}: give COCO's zip of annotations")
             data = archive.read(MEMBER)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
-        raise UserError("is no zip that can be read: fetch it again") from None
+        raise UserError("is not a readable zip: fetch it again") from None
     return _annotations(data)
 
 
@@ -174,7 +174,7 @@ def _is_caption(row: object) -> bool:
 
 
 def _table(text: str, delimiter: str) -> list[Caption]:
-    # Strict: a quotation mark that is never closed would swallow the rest of the file.
+    # Strict: otherwise a quotation mark without an end would take in the rest of the file.
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         names = {name.strip().lower(): name for name in table.fieldnames or ()}
@@ -185,12 +185,12 @@ def _table(text: str, delimiter: str) -> list[Caption]:
             raise UserError(f"has no column {', '.join(TEXTS)}; its columns: {known}")
         rows = []
         for row in table:
-            if None in row:  # an unquoted comma would cut the caption
+            if None in row:  # a comma without quotes would cut the caption
                 raise UserError(
                     f"has too many cells in line {table.line_num}: quote texts with commas or tabs"
                 )
             rows.append((row.get(image) or "" if image else "", row[column] or ""))
     except csv.Error as error:
         where = f"after line {table.line_num}"
-        raise UserError(f"is no table ({error}): mend the quotation marks {where}") from None
+        raise UserError(f"is no table ({error}): correct the quotation marks {where}") from None
     return rows

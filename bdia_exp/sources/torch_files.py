@@ -1,8 +1,8 @@
 """State dicts in the files of `torch.save`: `.ckpt`, `.pt`, `.pth`, `.bin`.
 
 They are read by torch's restricted unpickler (`weights_only`), which makes tensors and plain
-containers, and refuses whatever else a file asks for. It executes nothing, but unlike
-`bdia_exp.sources.pickles` it can be crashed or stalled by a file made for that.
+containers and refuses all other names in a file. It executes nothing, but unlike
+`bdia_exp.sources.pickles` a file made for this purpose can crash or block it.
 """
 
 import re
@@ -24,7 +24,7 @@ MAX_DEPTH = 4
 
 
 class _Inert:
-    """Stands for what a file names beside its weights: takes whatever comes, and does nothing."""
+    """Replaces objects that a file has beside its weights: takes any arguments, does nothing."""
 
     def __init__(self, *args):
         pass
@@ -33,8 +33,8 @@ class _Inert:
         pass
 
 
-# What training programs leave beside the weights: Lightning the class of a callback, as a key (in
-# Stable Diffusion 1's files), and numbers of NumPy's. None of these names is resolved.
+# Objects that training programs store beside the weights: the class of a Lightning callback, as a
+# key (in Stable Diffusion 1's files), and NumPy numbers. None of these names is resolved.
 UNUSED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",
@@ -46,18 +46,18 @@ UNUSED = (
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The weights in one of torch's files, by name without `module.`; averaged (EMA) ones first.
 
-    That is a state dict, or one inside a dict under one of the names in `INNER`, or the last of
-    a list: DDIM's training program writes [weights, optimiser, epoch, step, averaged weights].
+    The file is a state dict, or a dict with one under a name in `INNER`, or a list, whose last
+    state dict is used: DDIM's program writes [weights, optimiser, epoch, step, averaged weights].
 
-    Beside them a file may hold what `UNUSED` names; that is left out.
+    Objects of the classes in `UNUSED` are left out.
 
-    Raises UserError for what is recognised as wrong, and any exception for bytes that make no
-    sense: `checkpoints.read` turns those into a UserError too.
+    Raises UserError for known faults, and any other exception for damaged bytes;
+    `checkpoints.read` turns those into a UserError too.
     """
     with open(path, "rb") as file:
         if file.read(64).lstrip().startswith(b"<"):
             raise UserError("this is a web page, not a checkpoint; fetch it again")
-    # Before 2.6 torch read these, its oldest format, with an unrestricted unpickler.
+    # This is torch's oldest format; before 2.6 torch read it with an unrestricted unpickler.
     if tarfile.is_tarfile(path):
         raise UserError("this is a tar archive, which is not read")
     try:
@@ -87,7 +87,7 @@ def _state_dict(root: Any) -> dict[str, Tensor]:
             found = (inside[key] for key in INNER if isinstance(inside.get(key), dict))
             inside = next(found, None)
     what = f"a dict of {few(root)}" if isinstance(root, dict) and root else type(root).__name__
-    raise UserError(f"no weights in it: it should hold names with their tensors, but is {what}")
+    raise UserError(f"no weights in it: it should have names with tensors, but is {what}")
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -99,7 +99,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _owned(name: str, tensor: Tensor) -> Tensor:
-    """Float32 and contiguous; refuses what is not stored number by number, or asks for more."""
+    """Float32 and contiguous. Raises UserError unless every number is stored in the file."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise UserError(f"the tensor {brief(name)} is not stored number by number")

@@ -1,1 +1,1 @@
-"""What is on the disk: files, images, records, the folders of runs."""
+"""Files on disk: images, records, the folders of runs."""

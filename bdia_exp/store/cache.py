@@ -1,4 +1,4 @@
-"""The results of a study on the disk: what is there is not computed again."""
+"""A study's results on disk. A stored result is not computed again."""
 
 import glob
 import re
@@ -11,18 +11,18 @@ from bdia_exp.store.records import Record
 
 
 class Cells:
-    """The results of a study in `root`/cells, a JSON each: what is there is not computed again.
+    """A study's results in `root`/cells, one JSON file each. A stored result is not computed again.
 
-    A result's file is named by the digest of its identity, all that decided it, so studies with
-    other settings may share a folder. `made` goes into every result: commit and versions.
-    `plainly` gives identities of any age the form that they are compared in.
+    The name of a file contains the digest of the result's identity (all settings that decide it),
+    so studies with different settings can share a folder. `made`, the commit and the versions, is
+    added to every result. `plainly` converts identities, also old ones, for comparison.
     """
 
     def __init__(self, root: Path, plainly: Callable[[Any], Any]):
         self.root, self.made, self._plainly = root, records.provenance(), plainly
 
     def get(self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
-        """The result of this identity, from the disk or else computed and written."""
+        """The result of this identity: read from the disk, or else computed and written."""
         plain = self._plainly(identity)
         slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
         for file in sorted((self.root / "cells").glob(f"{glob.escape(slug)}-????????.json")):

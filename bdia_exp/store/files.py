@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and pictures as files."""
+"""Atomic writing of files, and reading and writing of images."""
 
 import errno
 import io
@@ -17,9 +17,9 @@ from bdia_exp.errors import UserError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to instead of `path`, which it becomes only when the block ends well.
+    """A temporary path to write to. It is renamed to `path` when the block ends without an error.
 
-    Raises UserError, leaving nothing behind, when the disk is full or not ours to write to.
+    Raises UserError, and removes the temporary file, if the disk is full or cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -29,8 +29,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"no room left on the disk for {path}: free some and run the same command again, "
-                "it goes on where it was"
+                f"no room left on the disk for {path}: free some and run the same command again "
+                "to continue"
             ) from None
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): choose another out="
@@ -41,25 +41,25 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic` for a text."""
+    """Writes a text with `atomic`."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """uint8 [C, H, W], one channel or three → a grey or RGB image."""
+    """uint8 [C, H, W] with one or three channels → a grey or RGB image."""
     array = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
 def save_image(path: Path, picture: Image.Image) -> None:
-    """`atomic` for a PNG."""
+    """Writes a PNG with `atomic`."""
     with atomic(path) as part:
         picture.save(part, format="png")
 
 
 def decode(data: bytes, *, upright: bool = False) -> Tensor:
-    """An image file as uint8 [C, H, W]; with `upright`, turned as its camera says."""
+    """An image file as uint8 [C, H, W]; with `upright`, rotated by its EXIF orientation."""
     with Image.open(io.BytesIO(data)) as picture:
         if picture.mode.startswith(("I", "F")):
             raise OSError("more than 8 bits a channel: convert it first")

@@ -1,8 +1,8 @@
-"""Images on disk: written so that a run can be killed at any moment and go on.
+"""Images on disk. A run can be killed at any moment and continued later.
 
-A run keeps image k as `images/{k//1000*1000:06d}/{k:06d}.png`, EDM's layout of sub-folders. Every
-file appears whole or not at all. A finished run can be packed into one uncompressed zip with the
-same names inside. Both carry `dataset.json`, in which EDM's tools look for the labels.
+A run stores image k as `images/{k//1000*1000:06d}/{k:06d}.png`, EDM's layout of sub-folders. No
+file is ever incomplete. A finished run can be packed into one uncompressed zip with the same names
+inside. Both contain `dataset.json`, from which EDM's tools read the labels.
 """
 
 import json
@@ -26,7 +26,7 @@ from bdia_exp.store.files import as_tensor, atomic, decode, to_pil, write_text
 WRITERS = min(8, os.cpu_count() or 1)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
-THREADS = min(8, os.cpu_count() or 1)  # that decode images; PIL lets others run meanwhile
+THREADS = min(8, os.cpu_count() or 1)  # to decode images; PIL releases Python's lock
 
 
 class Folder:
@@ -47,14 +47,14 @@ class Folder:
         return all(self.path(seed).exists() for seed in seeds)
 
     def write(self, seeds: Sequence[int], images: Tensor) -> None:
-        """Stores images, uint8 [B, C, H, W]. Files that are there already are left alone."""
+        """Stores images, uint8 [B, C, H, W]. Existing files are not changed."""
 
         def write(seed: int, image: Tensor) -> None:
             if not self.path(seed).exists():
                 with atomic(self.path(seed)) as part:
                     to_pil(image).save(part, format="png")
 
-        with ThreadPoolExecutor(WRITERS) as pool:  # compression lets other threads run
+        with ThreadPoolExecutor(WRITERS) as pool:  # compression releases Python's lock
             list(pool.map(write, seeds, images))
 
     def read(self, seeds: Sequence[int]) -> Tensor:
@@ -62,7 +62,7 @@ class Folder:
         return torch.stack([decode(self.path(seed).read_bytes()) for seed in seeds])
 
     def label(self, seeds: Sequence[int], labels: Sequence[int]) -> None:
-        """Writes dataset.json: for every image, the class that it was asked for."""
+        """Writes dataset.json: the class of every image."""
         rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
         write_text(self.root / "dataset.json", json.dumps({"labels": rows}))
 
@@ -71,13 +71,13 @@ class Folder:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def pack(self, seeds: Sequence[int]) -> None:
-        """Moves the images into one uncompressed zip whose bytes depend on the images alone."""
+        """Moves the images into one uncompressed zip; its bytes depend only on the images."""
         names = [self.name(seed) for seed in sorted(seeds)]
         if (self.root / "dataset.json").exists():
             names.append("dataset.json")
         with atomic(self.zip) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             for name in names:
-                entry = zipfile.ZipInfo(name)  # dated 1980, whenever it is made
+                entry = zipfile.ZipInfo(name)  # its date is always 1980
                 archive.writestr(entry, (self.root / name).read_bytes())
         for name in names:
             (self.root / name).unlink()
@@ -87,9 +87,9 @@ class Folder:
 
 
 class Latents:
-    """The end states of one run, by seed: what is left to do is to decode them.
+    """The end states of one run, by seed, still to be decoded.
 
-    Each is `latents/000000/000017.npy`, float64 [C, h, w].
+    One file per seed, such as `latents/000000/000017.npy`: float64 [C, h, w].
     """
 
     def __init__(self, root: Path):
@@ -128,7 +128,7 @@ class Latents:
 
 
 def is_image_set(path: Path) -> bool:
-    """Whether there may be images in `path`: a folder, a zip, or an npz that is not statistics."""
+    """Whether `path` can contain images: a folder, a zip, or an npz that is not statistics."""
     if path.suffix != ".npz":
         return path.is_dir() or zipfile.is_zipfile(path)
     with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else nullcontext() as archive:
@@ -138,11 +138,11 @@ def is_image_set(path: Path) -> bool:
 class ImageSet:
     """A set of images: a run's folder, a folder, a zip, an npz, or a single image.
 
-    An npz holds uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array) and may
-    hold `labels`. Folders and zips are searched in depth, in the order of the names.
+    An npz has uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array), and
+    optionally `labels`. Folders and zips are read with all sub-folders, sorted by name.
 
-    With `fit`, a shape (C, H, W), every image is cut to its middle, resized (Lanczos) and made grey
-    or coloured where it is not of that shape. Raises UserError if there is nothing to read.
+    With `fit`, a shape (C, H, W), images of another shape are cropped at the centre, resized
+    (Lanczos) and converted to grey or RGB. Raises UserError if there are no readable images.
     """
 
     def __init__(self, source: str | Path, fit: tuple[int, int, int] | None = None):
@@ -198,7 +198,7 @@ class ImageSet:
                     raise ValueError(f"{len(array)} images and {len(self.labels)} labels")
 
     def first(self, limit: int | None) -> range:
-        """The positions of the first `limit` images, or of all. Raises UserError for too many."""
+        """The positions of the first `limit` images, or all. Raises UserError if out of range."""
         if limit is not None and not 1 <= limit <= len(self):
             raise UserError(f"limit={limit} must be 1 to {len(self)}, the images in {self.path}")
         return range(limit or len(self))
@@ -208,7 +208,7 @@ class ImageSet:
 
     @property
     def names(self) -> list[str]:
-        """The images' files, within the set; none in an npz."""
+        """The images' file names within the set; empty for an npz."""
         return self._names
 
     def _bytes(self, name: str) -> bytes:
@@ -217,7 +217,7 @@ class ImageSet:
         return (self.path / name).read_bytes()
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        """The images at these positions, uint8 [B, C, H, W], all of one size."""
+        """The images at these positions, uint8 [B, C, H, W]. Raises UserError if sizes differ."""
         if self._array is not None:
             found = torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
             return torch.stack([self._fitted(image) for image in found]) if self.fit else found
@@ -232,9 +232,9 @@ class ImageSet:
         return torch.stack(images)
 
     def read_each(self, rows: Sequence[int], *, upright: bool = True) -> list[Tensor]:
-        """The images at these positions, each uint8 [C, H, W] of its own size.
+        """The images at these positions, each uint8 [C, H, W] of any size.
 
-        With `upright` they are turned as their cameras say.
+        With `upright` they are rotated by their EXIF orientation.
         """
         if self._array is not None:
             return list(self.read(rows))
@@ -261,8 +261,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Images, uint8 [N, C, H, W], in rows of `columns`, enlarged `scale` times.
 
-    Unless `scale` is given, those of at most 128 pixels are shown at twice their size, larger ones
-    at their own, and those above 256 averaged down to 256.
+    Images above 256 pixels are averaged down to 256. Without `scale`, images of at most 128 pixels
+    are shown at twice their size, and larger ones at their own.
     """
     images = _at_most(images, LARGEST_SHOWN)
     n, c, h, w = images.shape
@@ -277,7 +277,7 @@ def contact_sheet(
 
 
 def _at_most(images: Tensor, side: int) -> Tensor:
-    """The images with their longer side, if it is above, brought down to `side` pixels."""
+    """The images, reduced so that their longer side has at most `side` pixels."""
     height, width = images.shape[-2:]
     if (longer := max(height, width)) <= side:
         return images

@@ -1,4 +1,4 @@
-"""Records: what was run, what came out, from which commit."""
+"""Records: settings, results and commit of a run."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from bdia_exp.store.files import write_text
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "hydra-core", "omegaconf")
 
 Record = dict[str, Any]
-"""One JSON object. Its `identity` is what decided the images; the rest is what came out."""
+"""One JSON object. Its `identity` has the settings that decide the images; the rest are results."""
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Eight hex digits that name this identity, whatever the order of its keys."""
+    """Eight hex digits that name this identity; the order of its keys does not matter."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def provenance() -> Record:
-    """Commit, versions and machine that a result came from."""
+    """The commit, versions and machine of a result."""
     versions = {"bdia-exp": version("bdia-exp"), "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def provenance() -> Record:
 
 
 def commit() -> str:
-    """The commit of the source tree we run from, marked `+` if it was changed since."""
+    """The commit of the running source tree, with `+` if there are uncommitted changes."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -57,7 +57,7 @@ def save(path: Path, record: Record) -> None:
 
 
 def load(path: Path) -> Record | None:
-    """The record at `path`, or None if there is none. Raises UserError if it is not readable."""
+    """The record at `path`, or None if there is none. Raises UserError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -75,7 +75,7 @@ def require_same(
     new: Mapping[str, Any],
     advice: str = "choose another out= or remove that folder",
 ) -> None:
-    """Refuses to mix two experiments in one folder. Raises UserError naming what differs."""
+    """Raises UserError if the identities differ, and names the differences."""
     new = json.loads(json.dumps(new, default=str))
     differs = sorted(_differences(old, new))
     if differs:

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed before anything is loaded, begun, and finished with its record."""
+"""The folder of a run and its record: checked before loading, begun, and finished."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from bdia_exp.store.records import Record
 
 
 class RunFolder:
-    """A folder with a `record.json`, that of an earlier start or of this one.
+    """A folder with a `record.json`, written by an earlier start or by this one.
 
-    `before` is the record that was there, empty if there was none; the same on every rank.
-    `record` is that of this run, from `begin` on; rank 0 writes it.
+    `before` is the earlier record, empty if there was none; it is the same on every rank.
+    `record` is the record of this run, set by `begin`; rank 0 writes it.
     """
 
     def __init__(self, root: Path):
@@ -27,18 +27,18 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether an earlier start ended well."""
+        """Whether an earlier start completed the run."""
         return bool(self.before.get("complete"))
 
     def require_ours(self) -> None:
-        """Raises UserError if there are files, and no record that says whose."""
+        """Raises UserError if the folder has files but no record."""
         if not self.before and self.root.is_dir() and any(self.root.iterdir()):
             raise UserError(
                 f"{self.root} holds other files: choose another out=, or an empty folder"
             )
 
     def begin(self, record: Record, config: Record) -> None:
-        """Makes the folder this run's: its configuration, and a record that is not complete."""
+        """Writes the configuration and a record that is not complete yet."""
         self.record = records.provenance() | record | {"complete": False, "config": config}
         if dist.rank() == 0:
             text = OmegaConf.to_yaml(OmegaConf.create(config))
@@ -47,13 +47,13 @@ class RunFolder:
         dist.barrier()
 
     def note(self, key: str, value: object) -> None:
-        """Adds to the record of a run that goes on."""
+        """Adds an entry to the record of an unfinished run."""
         self.record[key] = value
         if dist.rank() == 0:
             records.save(self._file, self.record)
 
     def finish(self, numbers: Record) -> Record:
-        """Writes the complete record, after everything else, and returns it."""
+        """Writes the complete record and returns it. Call it last."""
         self.record |= {**numbers, "complete": True}
         if dist.rank() == 0:
             records.save(self._file, self.record)

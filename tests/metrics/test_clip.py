@@ -236,7 +236,7 @@ def test_prompts_belong_to_numbered_images(tmp_path):
 def test_a_model_without_prompts_is_refused(folder, tmp_path):
     words = ["metrics=[fid,clip]", f"clip={folder}", "score=true", "images=70", "nfe=1"]
     words += ["device=cpu", f"out={tmp_path / 'x'}"]
-    with pytest.raises(UserError, match="choose a model of text to image"):
+    with pytest.raises(UserError, match="choose a text-to-image model"):
         call("sample", words)
     assert not (tmp_path / "x").exists()
     score = Score(bundled(), None, ["clip"], clip=str(folder))

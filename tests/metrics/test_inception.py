@@ -202,7 +202,7 @@ def test_other_images_are_refused(extractor, shape):
 def test_without_a_network_the_sentence_says_both_ways(tmp_path, monkeypatch):
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"cannot be had.*6726825d\.pth.*package index|fid_helper"):
+    with pytest.raises(UserError, match=r"not available.*6726825d\.pth.*package index|fid_helper"):
         load_weights("auto")
     with pytest.raises(UserError, match=r"6726825d\.pth is not here and BDIA_EXP_OFFLINE is set"):
         load_weights("torch-fidelity")

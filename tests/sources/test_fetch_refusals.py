@@ -192,7 +192,7 @@ def test_no_room_while_it_comes(site, folder, publish, monkeypatch):
 def test_a_cache_that_cannot_be_written(site, tmp_path, folder, publish, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "file" / "cache"))
-    with refusal("cannot be read or written .*: set BDIA_EXP_CACHE to a folder of yours"):
+    with refusal("cannot be read or written .*: set BDIA_EXP_CACHE to another folder"):
         fetch.get(NAME)
     assert fetch.cached(NAME) is None
 

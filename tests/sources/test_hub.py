@@ -210,7 +210,9 @@ def test_a_model_of_another_layout(site, folder):
 def test_a_file_that_is_not_the_published_one(site, folder, name):
     site.sent = {name: FILES[name][:-1] + b"!"}
     for _ in "again", "and again":
-        with refusal(f"what came as {name} of {REPO} has .*, not [0-9a-f]+, and was not kept: try"):
+        with refusal(
+            f"the downloaded {name} of {REPO} has .*, not [0-9a-f]+, and was not kept: try"
+        ):
             hub.get(SPEC)
         assert hub.cached(SPEC) is None
         left = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
@@ -250,7 +252,7 @@ def test_half_a_download_is_none(site, folder):
 
 def test_offline(site, folder, monkeypatch):
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
-    with refusal(f"hub:{SPEC} is not here and BDIA_EXP_OFFLINE is set: run .* bring {folder}/hub/"):
+    with refusal(f"hub:{SPEC} is not here and BDIA_EXP_OFFLINE is set: run .* copy {folder}/hub/"):
         hub.get(SPEC)
     assert not site.asked
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "0")
@@ -308,7 +310,7 @@ def test_refusals(site, folder, spec, answer, told):
 def test_unreachable(site, folder, monkeypatch):
     for address in ("http://127.0.0.1:1", "http://hub.invalid"):
         point_to(address, monkeypatch)
-        with refusal(f"{REPO} cannot be fetched .*look at .*HF_ENDPOINT, or bring {folder}"):
+        with refusal(f"{REPO} cannot be fetched .*look at .*HF_ENDPOINT, or copy {folder}"):
             hub.get(SPEC)
 
 

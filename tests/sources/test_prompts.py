@@ -201,8 +201,8 @@ TABLE = "image_id,caption\n1,a cat\n"
         ("a.json", '{"annotations": [{"image_id": null, "caption": "a"}]}', "is not of the form"),
         ("a.json", '{"annotations": [{"image_id": 1, "caption": "\\ud800"}]}', "is not UTF-8"),
         ("a.json", '{"annotations": []}', "holds no captions"),
-        ("a.zip", "PK", "is no zip that can be read"),
-        ("a.parquet", "", r"none of the files that hold prompts: \.json, \.zip, \.csv, \.tsv"),
+        ("a.zip", "PK", "is not a readable zip"),
+        ("a.parquet", "", r"is not a file of prompts: give one of \.json, \.zip, \.csv, \.tsv"),
     ],
 )
 def test_refusals(tmp_path, name, content, told):
@@ -219,7 +219,7 @@ def test_other_zips(tmp_path):
     data = zipped(tmp_path / "b.zip").read_bytes()
     start = data.index(MEMBER.encode()) + len(MEMBER)
     for damaged in (data[: len(data) // 2], data[:start] + b"\xff" * 9 + data[start + 9 :]):
-        with pytest.raises(UserError, match="is no zip that can be read: fetch it again"):
+        with pytest.raises(UserError, match="is not a readable zip: fetch it again"):
             prompts.read(written(tmp_path / "b.zip", damaged), 0)
     instances = zipped(tmp_path / "c.zip", **{MEMBER: "{}"})
     with pytest.raises(UserError, match="is not of the form"):

@@ -266,7 +266,7 @@ def test_edits_by_several_methods_on_one_sheet(picture, tmp_path, capsys):
     ("words", "message"),
     [
         (("settings=model=tiny-sd out=x",), "settings: out= is a key of edits"),
-        (("settings=model=tiny-sd prompt='x",), "cannot be taken apart"),
+        (("settings=model=tiny-sd prompt='x",), "cannot be split"),
         (("settings=model=tiny-sd", "guidance=-1"), "guidance=-1 must be 0 or more"),
         (("settings=model=tiny-sd", "methods=bdia_ddim_hat"), "this sampler has no inverse"),
     ],

@@ -38,16 +38,16 @@ def test_batch_size_does_not_change_a_bit(layout, threads):
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     model = EDM(net.to(memory_format=layout), linear_vp(), {})
-    z, labels = torch.randn(32, 1, 16, 16).double(), torch.arange(32) % 10
+    z, labels = torch.randn(64, 1, 16, 16).double(), torch.arange(64) % 10
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
             whole = model.denoiser(labels)(z, edm(0.7)).eps
-            for size in (1, 7, 16, 20):
+            for size in (1, 7, 16, 50):
                 parts = [
                     model.denoiser(labels[i : i + size])(z[i : i + size], edm(0.7)).eps
-                    for i in range(0, 32, size)
+                    for i in range(0, 64, size)
                 ]
                 assert torch.equal(torch.cat(parts), whole), size
     finally:

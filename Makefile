@@ -30,9 +30,9 @@ $(READY): pyproject.toml
 D := $(RUNS)/demo
 demo: $(READY)  ## An exact inversion and an edit as pictures, then Tables 2 and 3 in miniature
 	$(BIN)/bdia-exp sample sampler=edm nfe=19 images=8 class=1 out=$(D)/trousers
-	$(BIN)/bdia-exp edit $(D)/trousers to=3 nfe=20 strength=0.8 sampler.gamma=0.95 state=fixed classify=true out=$(D)/edit
-	@echo "look at $(D)/edit/strip.png: trousers, the same trousers back from noise, and edited to dresses"
-	$(BIN)/bdia-exp reproduce demo limit=500 out=$(D) -p $(PROCESSES)
+	$(BIN)/bdia-exp edit $(D)/trousers to=3 nfe=40 strength=0.8 sampler.gamma=0.95 state=fixed classify=true out=$(D)/edit
+	@echo "see $(D)/edit/strip.png: trousers; the same trousers back from noise, every bit; edited to dresses"
+	$(BIN)/bdia-exp reproduce demo limit=300 out=$(D) -p $(PROCESSES)
 
 reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images MODEL=tiny-sd ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)

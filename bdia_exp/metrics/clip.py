@@ -133,8 +133,8 @@ def prompts_of(found: ImageSet, count: int) -> list[str]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(
-            f"metrics: clip needs the prompts of the images, and {found.path} has no prompts.csv: "
-            "give a run that has it (columns seed, image, prompt), or leave clip out"
+            f"metrics: clip compares images with their prompts, and {found.path} has none: "
+            "give a run that has prompts.csv (columns seed, image, prompt), or leave clip out"
         )
     try:
         with file.open(newline="", encoding="utf-8") as text:

@@ -18,7 +18,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     full rank (count ≤ D).
     """
     if a.dim != b.dim:
-        raise UserError(f"FID compares the same features, not those of {a.dim} and {b.dim} numbers")
+        raise UserError(f"FID compares features of one kind, not of {a.dim} and {b.dim} dimensions")
     for stats in (a, b):
         require_enough(stats.count, stats.dim)
     va, va_axes = np.linalg.eigh(a.cov)

@@ -217,4 +217,4 @@ def _weights_in(folder: Path) -> Path:
     for name in WEIGHTS:
         if (path := folder / name).is_file():
             return path
-    raise UserError(f"{folder} cannot be read: a folder must contain {' or '.join(WEIGHTS[:4])}")
+    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(WEIGHTS[:4])}")

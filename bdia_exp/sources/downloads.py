@@ -41,10 +41,10 @@ def from_url(url: str, asset: Asset, part: Path) -> None:
                     f"settings and BDIA_EXP_MIRROR, or put {asset.name} into {part.parent}"
                 ) from None
         if pause is not None:
-            say(f"the connection was lost ({why}): trying again in {pause} s")
+            say(f"the connection was cut ({why}): trying again in {pause} s")
             time.sleep(pause)
     raise UserError(
-        f"the connection to {_public(url)} was lost several times ({why}): "
+        f"the connection to {_public(url)} was cut several times ({why}): "
         "run the same command later to continue the download"
     )
 

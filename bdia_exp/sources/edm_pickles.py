@@ -81,7 +81,7 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     if not isinstance(root, dict) or "ema" not in root:
         found = f"the entries {few(root)}" if isinstance(root, dict) else type(root).__name__
-        raise UserError(f"no EDM checkpoint: it should be a dict with 'ema', but has {found}")
+        raise UserError(f"no EDM checkpoint: it should be a dict with 'ema', but holds {found}")
     net = root["ema"]
     if not asks(net, _PERSISTENT):
         raise UserError(f"'ema' is of type {type(net).__name__}, not a network")
@@ -166,7 +166,7 @@ def _storage(data: bytes, name: str) -> Tensor:
     dtype, start = _STORAGES[expect(kind, Global).name], stream.tell() + 8
     stored = int.from_bytes(data[start - 8 : start], sys.byteorder)
     if view is not None or not stored == count == (len(data) - start) / dtype.itemsize > 0:
-        raise UserError(f"the tensor {brief(name)} is empty, or its stored size is wrong")
+        raise UserError(f"the tensor {brief(name)} is empty, or has another size than stated")
     return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype)
 
 

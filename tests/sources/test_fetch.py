@@ -110,7 +110,7 @@ def test_a_cut_connection_goes_on_where_it_was(site, folder, publish):
 
 def test_what_came_is_kept_for_the_next_run(site, folder, publish):
     site.cuts = [300_000, 0, 0, 0]
-    with refusal("was lost several times .*run the same command later to continue the download"):
+    with refusal("was cut several times .*run the same command later to continue the download"):
         fetch.get(NAME)
     assert left(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
     assert fetch.cached(NAME) is None
@@ -168,7 +168,7 @@ def test_all_of_it_is_there_already(site, folder, publish):
 
 def test_a_length_that_never_comes(site, folder, publish):
     site.headers |= {"Content-Length": str(len(DATA) + 1)}
-    with refusal("was lost several times"):
+    with refusal("was cut several times"):
         fetch.get(NAME)
     assert fetch.cached(NAME) is None
 

@@ -51,8 +51,8 @@ class Source:
             sd_files.require_promised(promised, found, checkpoint)
         if not network and not folder:
             raise UserError(
-                f"{checkpoint} has no description of its networks: give model=sd21_base, sd21, sd15 "
-                "or sd14, or a folder in diffusers' layout"
+                f"{checkpoint} has no description of its networks: give model=sd21_base, sd21, "
+                "sd15 or sd14, or a folder in diffusers' layout"
             )
         wanted = (*PIPELINE, "scheduler", *([] if folder else ["pad_token"]))
         if missing := [part for part in wanted if part not in found]:

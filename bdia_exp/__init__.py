@@ -1,7 +1,7 @@
 """bdia-exp: an experiment runner for diffusion samplers. Read samplers/core.py first.
 
 As a library: `from bdia_exp import karras, heun, …`, the names in `__all__`. A name is imported
-when it is first asked for, so that `import bdia_exp` itself costs nothing.
+when it is first used, so `import bdia_exp` itself is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Models: what a family of checkpoints must say of itself, and what the families share."""
+"""Models: the interface of all model families, and functions that they share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from bdia_exp.seeds import Generators
 
 @dataclass(frozen=True)
 class Text:
-    """What the images of a batch are to show, for a model of text to image."""
+    """The prompts of a batch, for a text-to-image model."""
 
     prompts: Sequence[str]
     guidance: float = 1.0
-    """How far beyond the prompt's own estimate, seen from that of the empty prompt (1: not)."""
+    """Scale of classifier-free guidance; 1 is no guidance."""
     control: Tensor | None = None
-    """uint8 [1 or B, 3, H, W] in pixels: what a ControlNet is shown, edges or depth."""
+    """uint8 pixels [1 or B, 3, H, W]: the ControlNet's input, such as edges or depth."""
 
 
 Condition = Tensor | Text | None
@@ -30,25 +30,25 @@ Condition = Tensor | Text | None
 
 
 class Model(Protocol):
-    """A pretrained network with its schedule, its starting noise and its way to images."""
+    """A pretrained network with its schedule, its starting noise and its conversion to images."""
 
     shape: tuple[int, int, int]
     """Channels, height and width of a state."""
     image_shape: tuple[int, int, int]
-    """Those of an image."""
+    """Channels, height and width of an image."""
     num_classes: int
     """0 for a model without classes."""
     takes_text: bool
     """Whether its condition is a `Text`."""
     networks: Mapping[str, nn.Module]
-    """What it computes with, by name."""
+    """All its networks, by name."""
     device: torch.device
     provenance: Mapping[str, object]
     """Goes into every record: checkpoint file, sha256, number of parameters."""
 
     @property
     def schedule(self) -> Schedule:
-        """What grids are cut from."""
+        """The levels from which grids are chosen."""
         ...
 
     def start(self, rng: Generators, level: Level) -> Tensor:
@@ -56,7 +56,7 @@ class Model(Protocol):
         ...
 
     def denoiser(self, condition: Condition) -> Denoiser:
-        """The network with the condition of a batch bound to it. None: whatever is possible."""
+        """The network with the condition of a batch. None is no class, or the empty prompt."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def require_class(model: Model, key: str, label: int) -> None:
 
 
 def require_guidance(guidance: float) -> None:
-    """Raises UserError unless it is a number from 0 on."""
+    """Raises UserError unless it is finite and at least 0."""
     if not (math.isfinite(guidance) and guidance >= 0):
         raise UserError(f"guidance={guidance:g} must be 0 or more; 1 is no guidance")
 
@@ -102,12 +102,12 @@ def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -
 
 
 def at_vp_level(level: Level, schedule: Schedule) -> Level:
-    """The level at which a network that knows VP levels is asked about `level`.
+    """The VP level at which a network for VP levels is evaluated for a state at `level`.
 
-    VP levels, and with them the clean one, are themselves. Any other, such as EDM's (1, σ, σ) or
-    rectified flow's (1 − t, t, t), is the VP level of the same σ/α, with a fractional time
+    A VP level, also the clean one, is returned unchanged. For any other, such as EDM's (1, σ, σ) or
+    rectified flow's (1 − t, t, t), it is the VP level of the same σ/α, with a fractional time
     (`DiscreteVP.at`); the network's input is then α_vp/α times the state.
 
-    Raises UserError if σ/α lies beyond the schedule's last time, as at pure noise.
+    Raises UserError if σ/α is beyond the schedule's last time, as at pure noise.
     """
     return level if is_vp(level) and not level.is_noise else schedule.at(level.rho)

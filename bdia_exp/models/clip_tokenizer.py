@@ -1,7 +1,7 @@
-"""CLIP's tokenizer from its published vocabulary, for checkpoints that bring none.
+"""CLIP's tokenizer from its published vocabulary, for checkpoints without a tokenizer.
 
-A vocabulary of 49,408: the 256 bytes as printable characters, the same at the end of a word, one
-entry for each merge of two others, the two marks of a text's beginning and end.
+The vocabulary has 49,408 entries: the 256 bytes as printable characters, the same at the end of a
+word, one entry for each merge of two others, and the marks of a text's start and end.
 """
 
 import gzip
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WHEEL = "open_clip_torch-3.3.0-py3-none-any.whl"
 WHEEL_MEMBER = "open_clip/bpe_simple_vocab_16e6.txt.gz"
-MERGES = 48_894  # of the file's; the further ones were never used
+MERGES = 48_894  # the first ones in the file; the others are not used
 LENGTH = 77  # tokens of a text, with its marks
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -30,14 +30,13 @@ Merge = tuple[str, str]
 
 
 def tokenizer(pad_token: str) -> "CLIPTokenizer":
-    """transformers' CLIPTokenizer, which lower-cases; texts are cut to 77 tokens if asked to.
+    """transformers' CLIPTokenizer. It lower-cases, and cuts texts to 77 tokens on request.
 
     `pad_token` is "<|endoftext|>" for Stable Diffusion 1, "!" (id 0) for version 2. An "!" in a
-    text keeps its own id, 256, as it does in CLIP: the padding is no token that texts are searched
-    for.
+    text keeps its own id, 256, as in CLIP: texts are not searched for the padding token.
 
-    Raises UserError if transformers is missing, the vocabulary cannot be had, or does not hold
-    `pad_token`.
+    Raises UserError if transformers is missing, or the vocabulary cannot be obtained or does not
+    contain `pad_token`.
     """
     kind = require("transformers").CLIPTokenizer
     vocab, merges = _vocabulary()
@@ -47,10 +46,10 @@ def tokenizer(pad_token: str) -> "CLIPTokenizer":
 
 
 def without_mark(given: "CLIPTokenizer") -> "CLIPTokenizer":
-    """The same tokenizer, whose padding is no token that texts are searched for.
+    """The same tokenizer, but it does not search texts for the padding token.
 
-    In version 2's folders the padding is "!", and transformers would take every "!" of a text for
-    it, where the original program, OpenCLIP's, reads the exclamation mark.
+    In version 2's folders the padding is "!". transformers would read every "!" of a text as
+    padding; the original program, OpenCLIP's, reads it as an exclamation mark.
     """
     pad = given.pad_token
     if pad == given.eos_token:
@@ -67,7 +66,7 @@ def _made(
         made = kind(vocab=vocab, merges=list(merges), model_max_length=longest)
     except TypeError:
         made = _from_files(kind, vocab, merges, longest)
-    # Set afterwards: what the constructor is given becomes a mark that texts are searched for.
+    # Set afterwards: texts are searched for every special token that the constructor gets.
     made.pad_token = pad_token
     return made
 
@@ -75,7 +74,7 @@ def _made(
 def _from_files(
     kind, vocab: dict[str, int], merges: Sequence[Merge], longest: int
 ) -> "CLIPTokenizer":
-    """As transformers before version 5 wants it."""
+    """The tokenizer for transformers before version 5, which reads files."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"vocab_file": f"{folder}/vocab.json", "merges_file": f"{folder}/merges.txt"}
         Path(files["vocab_file"]).write_text(json.dumps(vocab), encoding="utf-8")
@@ -101,6 +100,6 @@ def _pair(line: str) -> Merge:
 
 
 def _byte_symbols() -> list[str]:
-    """A character for each byte, in CLIP's order: Latin-1's printable ones, then stand-ins."""
+    """A character for each byte, in CLIP's order: Latin-1's printable ones, then substitutes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in (*printable, *range(0x100, 0x200 - len(printable)))]

@@ -1,4 +1,4 @@
-"""PNDM's checkpoints: DDPM's network as the DDIM and PNDM programs have it, and models of it."""
+"""DDPM's network as in the DDIM and PNDM programs, and their checkpoints as models."""
 
 import math
 import re
@@ -55,7 +55,7 @@ class _Attention(nn.Module):
 
 
 class _Down(nn.Module):
-    """Half the resolution; the padding that a stride of two needs is at the right and below."""
+    """Halves the resolution, with padding at the right and at the bottom."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -66,7 +66,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the resolution."""
+    """Doubles the resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -86,7 +86,7 @@ class _Stage(nn.Module):
 
 
 class _DownStage(_Stage):
-    """Adds its results to `skips`, and its last one to go on from."""
+    """Appends all its results to `skips` and returns the last one."""
 
     downsample: nn.Module | None
 
@@ -101,7 +101,7 @@ class _DownStage(_Stage):
 
 
 class _UpStage(_Stage):
-    """Every block takes one of `skips` beside what comes from below."""
+    """Every block takes the last of `skips`, concatenated to its input."""
 
     upsample: nn.Module | None
 
@@ -198,7 +198,7 @@ class DDPMUNet(nn.Module):
 
 
 class DDPM:
-    """A `DDPMUNet` as a `Model`. It serves VP levels, others by their σ/α (`at_vp_level`)."""
+    """A `DDPMUNet` as a `Model`. Levels that are not VP are mapped by σ/α (`at_vp_level`)."""
 
     num_classes = 0
     takes_text = False
@@ -232,13 +232,13 @@ class DDPM:
 
 
 def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str = "auto") -> DDPM:
-    """A checkpoint of PNDM's, DDIM's or diffusers' layout, ready to sample.
+    """A checkpoint in PNDM's, DDIM's or diffusers' layout, ready to sample.
 
-    `network` holds `DDPMUNet`'s arguments, for these files carry none. `dtype` is that of the
-    network's body: "auto" is float32; the state stays in float64 always. With device="meta" the
-    network has no weights, and the checkpoint need not be there.
+    `network` contains `DDPMUNet`'s arguments, because these files do not. `dtype` is that of the
+    network's body: "auto" is float32; the state is always float64. With device="meta" the
+    network has no weights, and the checkpoint need not exist.
 
-    Raises UserError if the file is missing or damaged, or is not of that network.
+    Raises UserError if the file is missing or damaged, or is of another network.
     """
     try:
         with torch.device("meta"):
@@ -276,10 +276,10 @@ _FROM_DIFFUSERS = {
 
 
 def by_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers' `UNet2DModel`, by `DDPMUNet`'s names; any other as it is.
+    """A state dict of diffusers' `UNet2DModel` with `DDPMUNet`'s names; others are unchanged.
 
-    There, the levels of the way up are counted from the lowest resolution, and the layers of the
-    attention are matrices [C, C], of an older and a newer name, instead of 1×1 convolutions.
+    diffusers counts the levels of the decoder from the lowest resolution. Its attention layers are
+    matrices [C, C], with older or newer names, instead of 1×1 convolutions.
     """
     if "time_embedding.linear_1.weight" not in state:
         return dict(state)

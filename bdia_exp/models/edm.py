@@ -86,16 +86,16 @@ DEFAULTS = {
     "model_channels": 192,
     "channel_mult": [1, 2, 3, 4],
 }
-"""Of EDM's networks, where a checkpoint says nothing: those of its ImageNet model."""
+"""Arguments that a checkpoint may leave out: the values of EDM's ImageNet model."""
 
 SIGMA_AT_CLEAN = 0.002
-"""Where the network is evaluated for the level σ = 0: the smallest σ of EDM's own grid."""
+"""The σ at which the network is evaluated for σ = 0: the smallest of EDM's own grid."""
 
 
 class EDM:
-    """An EDM network as a `Model`. It serves every level: D(z/α; σ/α).
+    """An EDM network as a `Model`. It accepts every level, as D(z/α; σ/α).
 
-    `schedule` is only what the discrete grids are cut from; no VP times enter the network.
+    `schedule` is used only to choose discrete grids; the network gets no VP times.
     """
 
     takes_text = False
@@ -119,7 +119,7 @@ class EDM:
         def denoise(z: Tensor, level: Level) -> Estimate:
             if level.is_noise:
                 raise UserError(
-                    "an EDM network cannot judge pure noise (alpha = 0): choose grid=karras"
+                    "an EDM network cannot take pure noise (alpha = 0): choose grid=karras"
                 )
             sigma = level.rho or SIGMA_AT_CLEAN
             z_ve = z / level.alpha
@@ -146,9 +146,9 @@ def load(
     """An EDM checkpoint, ours (.safetensors) or NVIDIA's (.pkl), ready to sample.
 
     `dtype` is that of the network's body: "auto" is the checkpoint's own choice (float32, or
-    float16 on CUDA where it says so); the state stays in float64 always. `network` is what the
-    checkpoint must say of itself, arguments of `EDMPrecond`. With device="meta" the network has no
-    weights, and where `network` is given the checkpoint need not be there.
+    float16 on CUDA if it says so); the state is always float64. `network` contains arguments of
+    `EDMPrecond` that the checkpoint must have. With device="meta" the network has no weights, and
+    the checkpoint need not exist if `network` is given.
 
     Raises UserError if the file is missing, damaged, not an EDM network, or not this one.
     """

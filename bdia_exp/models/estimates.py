@@ -1,6 +1,6 @@
-"""Estimates: what a model takes in operations and memory, reckoned without its weights.
+"""Estimates of the operations and the memory that a model needs, without its weights.
 
-Networks are run on torch's meta device, where tensors have a size and no contents: no checkpoint
+Networks are run on torch's meta device, where tensors have a size but no contents: no checkpoint
 is needed, and the largest network takes seconds.
 """
 
@@ -23,36 +23,36 @@ from bdia_exp.samplers.core import Level
 
 @dataclass(frozen=True)
 class Work:
-    """What one call takes."""
+    """The cost of one call."""
 
     flops: float
-    """Floating-point operations of its convolutions and products of matrices, an addition and a
-    multiplication counted as two."""
+    """Floating-point operations of its convolutions and matrix products; an addition and a
+    multiplication count as two."""
     peak: int
-    """The most bytes that tensors made in it hold at one time; its arguments are not among them,
-    nor is what a kernel takes for itself."""
+    """The largest number of bytes in tensors made by the call, at one time; without its arguments
+    and without the memory inside kernels."""
 
 
 def measure(function: Callable[[], object]) -> Work:
-    """Calls a function of tensors on the meta device, and says what the same call would take.
+    """Calls a function of tensors on the meta device; returns the cost of the same real call.
 
-    Attention counts as a fused kernel does it: its operations are those of two products of
-    matrices, and the matrix of weights between them is never held.
+    Attention is counted as a fused kernel: its operations are those of two matrix products, and
+    the matrix of attention weights is never in memory.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
     alive, attention = _Alive(), _FusedAttention()
     counter = FlopCounterMode(display=False)
-    # Under no_grad, operations arrive here as the kernels that would run; in inference mode they
-    # would arrive whole, and the counter, left to take them apart, has its own ways of doing so.
+    # Under no_grad, the modes see the kernels that would run. In inference mode they would see
+    # composite operations, which the counter decomposes into other kernels.
     with torch.no_grad(), attention, counter, alive:
         function()
     return Work(float(counter.get_total_flops() + attention.flops), alive.peak)
 
 
 class _Alive(TorchDispatchMode):
-    """Follows the storages of the tensors that operations make, from their first to their last
-    use. Views share a storage, and operations in place make none."""
+    """Counts the storages of the tensors that operations make, from their creation to their
+    release. Views share a storage; in-place operations make none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         for storage in _storages((args, kwargs)):
-            self._follow(storage, 0)  # if it was not made here, it came from outside
+            self._follow(storage, 0)  # one that was not made here is an argument
         out = func(*args, **kwargs)
         for storage in _storages(out):
             self._follow(storage, storage.nbytes())
@@ -87,8 +87,8 @@ def _storages(tree: object) -> list[torch.UntypedStorage]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention that makes its result only. On the meta device torch would take it apart, into
-    the weights of every query for every key too."""
+    """Attention that allocates only its result. On the meta device torch would also allocate
+    the weights of every query for every key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,12 +104,12 @@ class _FusedAttention(TorchFunctionMode):
         self.flops += 2 * query[..., 0].numel() * keys * (query.shape[-1] + width)
         if width != query.shape[-1]:
             return query.new_empty(*query.shape[:-1], width)
-        return torch.empty_like(query)  # in the order in memory of the queries, as the kernels do
+        return torch.empty_like(query)  # in the queries' memory layout, as the kernels do
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one network."""
+    """The weights of one network."""
 
     parameters: int
     size: int
@@ -123,18 +123,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes on one process, without its samplers' states and without scoring."""
+    """The cost of a model in one process, without the sampler's states and without scoring."""
 
     weights: Mapping[str, Weights]
     """By the networks' names."""
     flops: float
     """Operations of one evaluation for one image."""
     working_set: int
-    """Bytes at the peak of one evaluation of a batch, beside the weights."""
+    """Bytes at the peak of one evaluation of a batch, without the weights."""
     decoding: Work
-    """Of one image's state."""
+    """The cost of decoding one image's state."""
     image_size: int
-    """Bytes of one image, a byte a pixel and channel."""
+    """Bytes of one image: one per pixel and channel."""
 
     @property
     def weights_size(self) -> int:
@@ -142,7 +142,7 @@ class Cost:
         return sum(weights.size for weights in self.weights.values())
 
     def memory(self, batch: int) -> str:
-        """In words, what the weights and batches of that many images hold."""
+        """The memory of the weights and of batches of `batch` images, as text."""
         parameters = ", ".join(f"{name} {w.millions} M" for name, w in self.weights.items())
         text = f"weights {in_bytes(self.weights_size)} (parameters: {parameters}), "
         text += f"working set at batch={batch} about {in_bytes(self.working_set)}"
@@ -156,13 +156,13 @@ def cost_of(
 ) -> Cost | None:
     """The cost of a model on batches of `batch` images; `model` is its constructor.
 
-    Only a model of text to image asks for `guidance`: all that are not 1 cost alike, the estimate
-    of the empty prompt too. None is returned where the network cannot be built without its
-    checkpoint, which is not there, or cannot be run without weights.
+    `guidance` is for text-to-image models only: every value except 1 adds the estimate of the empty
+    prompt. Returns None if the network cannot be built because its checkpoint is missing, or cannot
+    be run without weights.
     """
     try:
         return _cost(model(device="meta", dtype=dtype), batch, guidance)
-    except (UserError, RuntimeError):  # RuntimeError: what torch says to a look at meta tensors
+    except (UserError, RuntimeError):  # RuntimeError: a meta tensor's values were needed
         return None
 
 
@@ -198,5 +198,5 @@ def _weights(net: nn.Module) -> Weights:
 
 
 def in_bytes(size: float) -> str:
-    """A number of bytes for people, in powers of ten."""
+    """A number of bytes as text, in MB or GB (powers of ten)."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

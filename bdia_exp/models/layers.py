@@ -1,7 +1,7 @@
 """The layers of EDM's U-Nets, down to the residual block with its attention.
 
-Parameters have the names and shapes of the published checkpoints, so that those weights load by
-name, and follow the dtype of a layer's input.
+Parameters have the names and shapes of the published checkpoints, whose weights load by name. They
+are cast to the dtype of a layer's input.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose parameters follow the dtype of their input."""
+    """`nn.Linear` whose parameters are cast to the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -32,8 +32,8 @@ class GroupNorm(nn.GroupNorm):
 class Conv2d(nn.Module):
     """A k×k convolution ("same" padding), after doubling or halving the resolution if asked.
 
-    `kernel=0` is the resampling alone. The resampling filter is the box [1, 1]: its buffer is
-    part of the published state dicts, its action is nearest-neighbour up and 2×2 mean down.
+    `kernel=0` only resamples. The resampling filter is the box [1, 1]: nearest-neighbour up, 2×2
+    mean down. Its buffer is part of the published state dicts.
     """
 
     resample_filter: Tensor

@@ -1,4 +1,4 @@
-"""How a network is run: its device, the dtype of its body, its layout in memory."""
+"""How a network is run: its device, the dtype of its body, its memory layout."""
 
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def ready(
 ) -> Network:
     """The network itself, on the device and for evaluation only: no dropout, no gradients.
 
-    Its parameters become `dtype`, where one is given. Channels last is the faster layout for
+    Its parameters are cast to `dtype` if it is given. Channels last is the faster layout for
     convolutions, on CPUs too (bench/layout.py).
     """
     net = net.to(device, dtype)

@@ -1,10 +1,10 @@
 """Stable Diffusion's files: diffusers' folders and single files, as descriptions and weights.
 
-The networks are diffusers' and transformers'. `sources.checkpoints` reads their weights,
+The networks are diffusers' and transformers'. `sources.checkpoints` reads their weights
 and executes nothing. The weights must fit by name and shape.
 
-A description is a dict of `unet`, `vae`, `text_encoder` and `scheduler`, each with the names that
-diffusers' config.json has for them, and `pad_token`, the tokenizer's. A folder describes itself; a
+A description is a dict of `unet`, `vae`, `text_encoder` and `scheduler`, each with the keys of
+diffusers' config.json, and `pad_token`, the tokenizer's. A folder contains its description; a
 single file does not.
 """
 
@@ -26,18 +26,18 @@ from bdia_exp.sources.checkpoints import PIPELINE, Checkpoint
 Description = dict[str, Any]
 
 LDM = "model.diffusion_model."
-"""How the names of a single file's U-Net begin."""
+"""The prefix of the U-Net's names in a single file."""
 
 
 def described_by(folder: Path) -> Description:
-    """What a folder's config.json files say. Raises UserError if one is missing or no JSON."""
+    """The contents of a folder's config.json files. Raises UserError as `read_json` does."""
     files = {name: folder / name / "config.json" for name in PIPELINE}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     return {name: read_json(file) for name, file in files.items()}
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """One of a folder's descriptions. Raises UserError if it is missing or no JSON object."""
+    """A JSON file of a folder. Raises UserError if it is missing or not a JSON object."""
     try:
         found = json.loads(file.read_text("utf-8"))
         if not isinstance(found, dict):
@@ -53,7 +53,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def require_promised(promised: Mapping[str, Any], found: Description, source: str) -> None:
-    """Raises UserError, naming the first difference, unless `found` is what model= promises."""
+    """Raises UserError, naming the first difference, unless `found` agrees with `promised`."""
     for part in (*PIPELINE, "scheduler", "controlnet"):
         for key, value in promised.get(part, {}).items():
             here = found[part].get(key, value)
@@ -65,7 +65,7 @@ def require_promised(promised: Mapping[str, Any], found: Description, source: st
 
 
 def plain(value: Any) -> Any:
-    """A configuration's node as dicts, lists and values: diffusers keeps what it is given."""
+    """A configuration's node as dicts, lists and values; diffusers stores what it gets."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -85,7 +85,7 @@ def require_plain(unet: Any, vae: Any, text: Any) -> None:
         raise UserError(f"vae.scaling_factor={vae.scaling_factor} must be a number")
     if getattr(unet, "addition_embed_type", None):
         raise UserError(
-            "this U-Net wants more than a text, as SDXL's: give a Stable Diffusion 1 or 2"
+            "this U-Net needs more inputs than a text, like SDXL's: give a Stable Diffusion 1 or 2"
         )
     for what, has, wants in (
         ("unet.in_channels", unet.in_channels, vae.latent_channels),
@@ -94,13 +94,13 @@ def require_plain(unet: Any, vae: Any, text: Any) -> None:
     ):
         if plain(has) not in (wants, [wants] * len(unet.block_out_channels)):
             raise UserError(
-                f"{what}={has} does not go with the other networks, which want {wants}: only "
+                f"{what}={has} does not fit the other networks, which need {wants}: only "
                 "text-to-image models are supported, not inpainting or depth"
             )
 
 
 def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
-    """The schedule of a description. Raises UserError for a kind that we do not have."""
+    """The schedule of a description. Raises UserError for one that is not supported."""
     kinds: dict[str, Callable[..., DiscreteVP]] = {
         "scaled_linear": scaled_linear_vp,
         "linear": linear_vp,
@@ -118,11 +118,11 @@ def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
             int(scheduler.get("num_train_timesteps", 1000)),
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"the scheduler's betas are no numbers ({error})") from None
+        raise UserError(f"the scheduler's betas are not numbers ({error})") from None
 
 
 def prediction(scheduler: Mapping[str, Any]) -> str:
-    """`epsilon` or `v_prediction`. Raises UserError for what is neither."""
+    """`epsilon` or `v_prediction`. Raises UserError for any other."""
     found = scheduler.get("prediction_type", "epsilon")
     if found not in ("epsilon", "v_prediction"):
         raise UserError(f"prediction_type={found} is not supported: only epsilon and v_prediction")
@@ -130,7 +130,7 @@ def prediction(scheduler: Mapping[str, Any]) -> str:
 
 
 def require_match(control: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
-    """Raises UserError unless a ControlNet is of this U-Net's kind."""
+    """Raises UserError unless a ControlNet has the sizes of this U-Net."""
     for key in ("cross_attention_dim", "block_out_channels", "layers_per_block", "in_channels"):
         if plain(control[key]) != plain(unet[key]):
             raise UserError(
@@ -140,9 +140,9 @@ def require_match(control: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
 
 
 def build(part: str, config: Mapping[str, Any]) -> nn.Module:
-    """The network of a part, with new weights; within `torch.device("meta")` with none.
+    """The network of a part, with new weights; without weights in `torch.device("meta")`.
 
-    Raises UserError if the description is of no network.
+    Raises UserError if no network can be built from the description.
     """
     diffusers, transformers = require("diffusers"), require("transformers")
     known = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -162,9 +162,9 @@ def build(part: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def fill(part: str, net: nn.Module, checkpoint: Checkpoint) -> None:
-    """Makes the checkpoint's weights those of `net`, which may be on the meta device.
+    """Loads the checkpoint's weights into `net`, which may be on the meta device.
 
-    Takes older names too. Raises UserError if they do not fit.
+    Accepts older names too. Raises UserError if they do not fit.
     """
     state = dict(checkpoint.state)
     if part == "vae":
@@ -173,14 +173,14 @@ def fill(part: str, net: nn.Module, checkpoint: Checkpoint) -> None:
         state = _text_names(state, net.state_dict())
     checkpoints.load_into(net, replace(checkpoint, state=state))
     for name, buffer in net.named_buffers():
-        if buffer.is_meta:  # no file has it: the positions 0, 1, …
+        if buffer.is_meta:  # not in any file: the positions 0, 1, …
             owner = net.get_submodule(name.rpartition(".")[0])
             positions = torch.arange(buffer.shape[-1], dtype=buffer.dtype)
             setattr(owner, name.rpartition(".")[2], positions.expand(buffer.shape))
 
 
 def _attention(name: str) -> str:
-    """An autoencoder's attention by its newer names; files from before 2023 have others."""
+    """The newer name of an attention layer of an autoencoder; files before 2023 use older ones."""
     if ".attentions." not in name:
         return name
     for old, new in {
@@ -194,9 +194,9 @@ def _attention(name: str) -> str:
 
 
 def _text_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder's state by the names of the installed transformers, which has two kinds.
+    """A text encoder's state with the names that the installed transformers uses.
 
-    Up to 5.5 they begin with `text_model.`. Positions, which old files hold, are left out.
+    Up to 5.5 they begin with `text_model.`. Positions, which old files have, are left out.
     """
     prefix = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""
     return {
@@ -208,7 +208,7 @@ def _text_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> di
 
 
 def read_single(path: Path, description: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    """The three networks' weights out of one file, by diffusers' converters.
+    """The three networks' weights from one file, through diffusers' converters.
 
     Raises UserError if the file is not of Stable Diffusion.
     """
@@ -229,13 +229,13 @@ def read_single(path: Path, description: Mapping[str, Any]) -> dict[str, Checkpo
 
 
 def _text_state(tools: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]):
-    """OpenCLIP's encoder, as Stable Diffusion 2 has it, or CLIP's, as version 1 has it."""
+    """The state of OpenCLIP's encoder (Stable Diffusion 2) or of CLIP's (version 1)."""
     if "cond_stage_model.model.token_embedding.weight" not in state:
         return tools.convert_ldm_clip_checkpoint({**state})
     with torch.device("meta"):
-        like = build("text_encoder", config)  # asked for its width only
+        like = build("text_encoder", config)  # only its width is used
     found = tools.convert_open_clip_checkpoint(like, {**state})
-    # The encoder's last layer is in the file and not in the network.
+    # The encoder's last layer is in the file but not in the network.
     layers = config["num_hidden_layers"]
     last = f"encoder.layers.{layers}."
     return {name: tensor for name, tensor in found.items() if last not in name}

@@ -1,4 +1,4 @@
-"""Stable Diffusion's networks, built and filled, and its tokenizer: from a `Source`."""
+"""Stable Diffusion's networks with weights, and its tokenizer, from a `Source`."""
 
 import hashlib
 import re
@@ -22,24 +22,24 @@ from bdia_exp.sources.checkpoints import PIPELINE
 
 @dataclass(frozen=True)
 class Source:
-    """Where a Stable Diffusion comes from, and what describes it."""
+    """The origin and the description of a Stable Diffusion model."""
 
     checkpoint: str
     """As the user names it."""
     path: Path | None
     """A folder in diffusers' layout or a single file; None for new weights, or for no weights."""
     seed: int | None
-    """Of new weights."""
+    """The seed of new weights."""
     description: Description
     on_meta: bool
     """Whether the networks are built without weights."""
 
     @classmethod
     def of(cls, checkpoint: str, network: Description | None, *, on_meta: bool) -> "Source":
-        """The source that `checkpoint` names, described by itself or by `network`.
+        """The source that `checkpoint` names, described by its folder or by `network`.
 
-        Raises UserError if nothing is there, or if it is not the network that was promised, or if
-        a part of its description is missing.
+        Raises UserError if there is no such checkpoint, if it does not agree with `network`, or if
+        a part of the description is missing.
         """
         seed = _random_seed(checkpoint)
         unread = seed is not None or (on_meta and network)
@@ -51,8 +51,8 @@ class Source:
             sd_files.require_promised(promised, found, checkpoint)
         if not network and not folder:
             raise UserError(
-                f"{checkpoint} does not describe itself: give model=sd21_base, sd21, sd15 or sd14, "
-                "or a folder in diffusers' layout"
+                f"{checkpoint} has no description of its networks: give model=sd21_base, sd21, "
+                "sd15 or sd14, or a folder in diffusers' layout"
             )
         wanted = (*PIPELINE, "scheduler", *([] if folder else ["pad_token"]))
         if missing := [part for part in wanted if part not in found]:
@@ -87,7 +87,7 @@ class Source:
         return parts
 
     def sha256(self, parts: Mapping[str, nn.Module]) -> str:
-        """Of the files, or of the numbers where there is no file."""
+        """Of the files, or of the weights' values if there is no file."""
         return checkpoints.sha256(self.path) if self.path else _digest(parts)
 
     def tokenizer(self) -> Any:
@@ -96,7 +96,7 @@ class Source:
 
 
 def _network(part, config, folder, weights, random, on_meta: bool) -> nn.Module:
-    """A part with its weights: those of a folder, those given, or new ones from a seed."""
+    """A part with its weights: from a folder, from `weights`, or new ones from a seed."""
     if random is not None and not on_meta:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random)
@@ -109,7 +109,7 @@ def _network(part, config, folder, weights, random, on_meta: bool) -> nn.Module:
 
 
 def require_control(control: Mapping[str, Any]) -> None:
-    """Raises UserError unless these are the arguments of `controlnet`, on_meta left out."""
+    """Raises UserError unless these are the arguments of `controlnet` without `on_meta`."""
     known = ("checkpoint", "network", "scale")
     if not isinstance(control, Mapping) or not isinstance(control.get("checkpoint"), str):
         raise UserError("model.control= is wrong: use condition=controlnet and model.control.…=")
@@ -142,7 +142,7 @@ def controlnet(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(random)
             for parameter in net.parameters():
-                if not parameter.any():  # a new ControlNet ends in zeros: it would change nothing
+                if not parameter.any():  # zeros, as in a new ControlNet, have no effect
                     parameter.normal_(std=0.1)
     return net, "" if on_meta else _digest({"controlnet": net})
 
@@ -157,7 +157,7 @@ def _random_seed(checkpoint: str) -> int | None:
 
 
 def _digest(parts: Mapping[str, nn.Module]) -> str:
-    """Of weights as numbers, where there is no file."""
+    """The sha256 of the weights' values, for networks without a file."""
     state = hashlib.sha256()
     for net in parts.values():
         for name, tensor in net.state_dict().items():
@@ -170,12 +170,12 @@ def _tokenizer(folder: Path | None, found: Description) -> Any:
         return clip_tokenizer(found["pad_token"])
     own = folder / "tokenizer"
     if not any((own / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        # transformers would make one that knows no word
+        # transformers would make a tokenizer without words
         raise UserError(f"{own} holds no vocabulary (tokenizer.json or vocab.json): fetch it again")
     transformers = require("transformers")
     try:
         given = transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
         return without_mark(given)
-    except Exception as error:  # the Rust library within raises plain ones
+    except Exception as error:  # its Rust library raises plain exceptions
         told = " ".join(str(error).split())
         raise UserError(f"{own} cannot be read ({told}): fetch it again") from None

@@ -1,7 +1,7 @@
 """Stable Diffusion as a `Model`: text to latents, and latents to images.
 
 The networks are diffusers' U-Net, autoencoder and ControlNet and transformers' text encoder; grids,
-samplers and inversion are ours. A state is a latent [B, 4, h, w], with h = w = size / 8.
+samplers and inversion are of this package. A state is a latent [B, 4, h, w], with h = w = size / 8.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ TITLES = {
 class StableDiffusion:
     """`parts` holds unet, vae, text_encoder and perhaps controlnet, all on one device.
 
-    `tokenizer` is None only on the meta device. On a CPU every image is computed by itself, so that
-    it does not depend on its batch; on a GPU the batch goes through the U-Net as one.
+    `tokenizer` is None only on the meta device. On a CPU every image is computed alone, so it does
+    not depend on its batch; on a GPU the U-Net is called once for the whole batch.
     """
 
     num_classes = 0
@@ -65,9 +65,9 @@ class StableDiffusion:
         return starting_noise(rng, self.shape, level).to(self.device)
 
     def denoiser(self, condition: Condition) -> Denoiser:
-        """One evaluation is one call of the U-Net, with two rows an image where there is guidance.
+        """One evaluation is one call of the U-Net, with two rows per image if there is guidance.
 
-        Raises UserError for a control without a ControlNet, or the other way round.
+        Raises UserError for a control image without a ControlNet, and for the opposite.
         """
         text = condition if isinstance(condition, Text) else Text([""])
         if (text.control is None) != ("controlnet" not in self.parts):
@@ -104,7 +104,7 @@ class StableDiffusion:
 
     def _unet(self, x: Tensor, time: float, embedding: Tensor, shown: Tensor | None) -> Tensor:
         x = x.to(self.body)
-        t = torch.full((), time, device=self.device)  # unlike torch.tensor it waits for nothing
+        t = torch.full((), time, device=self.device)  # unlike torch.tensor it does not synchronise
         extra: dict[str, Any] = {}
         if shown is not None:
             down, middle = self.parts["controlnet"](
@@ -117,7 +117,7 @@ class StableDiffusion:
         return self.parts["unet"](x, t, embedding, **extra, return_dict=False)[0]
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """The text encoder's states, float32 [B, 77, D]; what is longer than 77 tokens is cut."""
+        """The text encoder's states, float32 [B, 77, D]; longer texts are cut to 77 tokens."""
         net = self.parts["text_encoder"]
         if self.tokenizer is None:
             shape = len(prompts), net.config.max_position_embeddings, net.config.hidden_size
@@ -175,13 +175,13 @@ def load(
     """Stable Diffusion from a folder in diffusers' layout or a single file, ready to sample.
 
     `checkpoint` is the path of either, `hub:ORG/NAME@REVISION`, `fetch:FILE`, or `random:SEED` for
-    new weights. `network` describes it as `sd_files` does: what a folder must say of itself, and
-    what the other two are. `size` is that of the images in pixels, by default the one that the
-    U-Net was trained for. `dtype` is that of the U-Net: "auto" is float32. With device="meta" there
-    are no weights, and where `network` is given the checkpoint need not be there.
+    new weights. `network` is a description as in `sd_files`: a folder must agree with it, and the
+    other sources need it. `size` is that of the images in pixels, by default the U-Net's training
+    size. `dtype` is that of the U-Net: "auto" is float32. With device="meta" there are no weights,
+    and the checkpoint need not exist if `network` is given.
 
-    `control` adds a ControlNet: {"checkpoint", "network", "scale"}, its checkpoint as above but no
-    single file.
+    `control` adds a ControlNet: {"checkpoint", "network", "scale"}. Its checkpoint is as above, but
+    not a single file.
 
     Raises UserError if something is missing, damaged or of another network.
     """
@@ -213,11 +213,11 @@ def load(
 
 
 def _size(size: int | None, unet: Any, reduction: int) -> int:
-    """The images' in pixels: the one asked for, or that of the training."""
+    """The images' size in pixels: the given one, or the training size."""
     unit = reduction << len(unet.block_out_channels) - 1
     if size is None:
         if not isinstance(unet.sample_size, int):
-            raise UserError("this U-Net does not say what its images' size is: give model.size=")
+            raise UserError("this U-Net's config.json has no image size: give model.size=")
         size = unet.sample_size * reduction
     if size < unit or size % unit:
         raise UserError(f"model.size={size} must be a multiple of {unit}")
@@ -225,5 +225,5 @@ def _size(size: int | None, unet: Any, reduction: int) -> int:
 
 
 def _reduction(vae: Any) -> int:
-    """Pixels of an image for one of the latent, in each direction."""
+    """Image pixels per latent pixel, in each direction."""
     return 1 << len(vae.block_out_channels) - 1

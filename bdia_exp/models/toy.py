@@ -1,4 +1,4 @@
-"""Exact densities: data whose denoiser, and for one Gaussian whose ODE, is known in closed form."""
+"""Exact densities: the denoiser, and for one Gaussian the ODE, is known in closed form."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Level
 
 
 class GaussianMixture:
-    """Data x ~ Σ_k w_k N(m_k, diag(s_k²)), and what an ideal network would say of it.
+    """Data x ~ Σ_k w_k N(m_k, diag(s_k²)), and the ideal network for it.
 
     means [K, ...] gives the shape of one sample: [K, C, H, W] for images, [K, D] for points.
     stds broadcasts to it from the left: a number, [K], or [K, ...]. weights [K] default to equal.

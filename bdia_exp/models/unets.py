@@ -1,8 +1,8 @@
 """The U-Nets of EDM: `SongUNet` (DDPM++) and `DhariwalUNet` (ADM).
 
 Written from the equations and from the parameter names and shapes of the published checkpoints,
-so that those weights load by name. What the released models do not use (NCSN++'s residual
-encoder, Fourier embedding, wider resampling filters) is refused rather than approximated.
+whose weights load by name. Options that the released models do not use (NCSN++'s residual encoder,
+Fourier embedding, wider resampling filters) are refused.
 """
 
 import math
@@ -16,7 +16,7 @@ from bdia_exp.models.layers import Conv2d, GroupNorm, Linear, PositionalEmbeddin
 
 
 class _UNet(nn.Module):
-    """What the two U-Nets share: the walk down, the walk up and the skip connections."""
+    """What the two U-Nets share: the encoder, the decoder and the skip connections."""
 
     enc: nn.ModuleDict
     dec: nn.ModuleDict
@@ -35,7 +35,7 @@ class _UNet(nn.Module):
         attend_last_only: bool,
         **block,
     ) -> int:
-        """Fills `enc` and `dec`; returns the channels that leave the decoder."""
+        """Fills `enc` and `dec`; returns the number of the decoder's output channels."""
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         levels = list(enumerate(widths))
 

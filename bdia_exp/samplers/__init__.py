@@ -1,1 +1,1 @@
-"""The mathematics of sampling: PyTorch and the standard library only. READ core FIRST."""
+"""The mathematics of sampling: PyTorch and the standard library only. Read core.py first."""

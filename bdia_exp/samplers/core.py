@@ -1,9 +1,9 @@
 """Levels, estimates and the one formula that moves between levels. READ FIRST.
 
-A network evaluation at level s = (α_s, σ_s) splits the state, z = α_s x̂ + σ_s ε̂. Hold the split
-fixed and let the level vary: a straight line. `transfer` walks along it. DDIM forward, DDIM
-backward, the clean estimate x̂ and EDM's Euler step are this one function; the families of models
-(VP, EDM, rectified flow, matrix levels) differ only in the coefficients inside `Level`.
+A network evaluation at level s = (α_s, σ_s) splits the state: z = α_s x̂ + σ_s ε̂. If x̂ and ε̂ are
+fixed and the level changes, z moves on a straight line, and `transfer` computes its points. DDIM
+forward, DDIM backward, the clean estimate x̂ and EDM's Euler step are this one function; the model
+families (VP, EDM, rectified flow, matrix levels) differ only in the coefficients inside `Level`.
 """
 
 import math
@@ -24,7 +24,7 @@ one number per frequency. For coefficients a, b, a state z and a number c, the c
 
 
 class Level(NamedTuple):
-    """A noise level: z = alpha · x + sigma · ε, and the time by which its network knows it.
+    """A noise level: z = alpha · x + sigma · ε, and the time that its network is given.
 
     VP models: (√ᾱ_k, √(1−ᾱ_k), k). EDM models: (1, σ, σ). Rectified flow: (1 − t, t, t).
     """
@@ -35,14 +35,14 @@ class Level(NamedTuple):
 
     @property
     def rho(self) -> Any:
-        """Noise over signal, α⁻¹σ: what σ is after the state is divided by α. ∞ at pure noise."""
+        """Noise over signal, α⁻¹σ: the σ of the state divided by α. ∞ at pure noise."""
         if not isinstance(self.alpha, (int, float)):
             return 1 / self.alpha * self.sigma
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
     def is_noise(self) -> bool:
-        """Whether α = 0: a state at this level says nothing about the clean image."""
+        """Whether α = 0: a state at this level has no information about the clean image."""
         return isinstance(self.alpha, (int, float)) and self.alpha == 0
 
 
@@ -53,8 +53,8 @@ def transfer(z: Tensor, eps: Tensor, s: Level, t: Level) -> Tensor:
     """The state z at level s, moved to level t with its noise estimate held fixed.
 
     (α_t/α_s) z + (σ_t − (α_t/α_s) σ_s) ε  [BDIA 6-7, 23-24]; for α ≡ 1, EDM's Euler step
-    [EDM Alg. 1]; with matrices, gDDIM's step [gDDIM 16]. z and eps have one shape, any; so has the
-    result. Raises UserError at α_s = 0, where x̂ is needed too: `Estimate.at`.
+    [EDM Alg. 1]; with matrices, gDDIM's step [gDDIM 16]. z, eps and the result have the same
+    shape, which may be any. Raises UserError at α_s = 0, where x̂ is needed too: `Estimate.at`.
     """
     if s.is_noise:
         raise UserError(
@@ -68,7 +68,7 @@ def transfer(z: Tensor, eps: Tensor, s: Level, t: Level) -> Tensor:
 class Estimate(NamedTuple):
     """A network evaluation: the state z at `level`, split by the noise estimate eps.
 
-    `clean` is x̂ and is read at α = 0 only: elsewhere z and eps determine it.
+    `clean` is x̂. It is used only at α = 0; at other levels z and eps determine x̂.
     """
 
     level: Level
@@ -108,7 +108,7 @@ Grid = tuple[Level, ...]
 """Levels from noise to data; `grid[::-1]` goes back. N steps have N + 1 levels."""
 
 Denoiser = Callable[[Tensor, Level], Estimate]
-"""A network with its condition and guidance bound: state [B, C, H, W] and level → split."""
+"""A network with its condition and guidance bound: state [B, C, H, W] and level → `Estimate`."""
 
 Rule = Callable[[Sequence[Estimate], Level], Tensor]
 """All evaluations so far, newest last, and the level to reach → the next state."""

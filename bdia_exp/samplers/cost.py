@@ -1,4 +1,4 @@
-"""What a sampler costs in network evaluations, and the grid that costs what is asked for."""
+"""The network evaluations (NFE) that a sampler needs, and the grid for a given NFE."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from bdia_exp.samplers.core import Counted, Estimate, Grid, Sampler
 def evaluations(sampler: Sampler, grid: Grid) -> int:
     """The network evaluations that `sampler` spends on `grid`.
 
-    Counted in a rehearsal on a state of one number, so that no sampler has to declare its cost.
+    Counted in a trial run on a state of one number; no sampler has to declare its cost.
     Raises UserError for arguments that the sampler refuses.
     """
     network = Counted(lambda z, level: Estimate(level, z, torch.zeros_like(z), z))
@@ -30,7 +30,7 @@ def grid_for(sampler: Sampler, grid: Callable[[int], Grid], nfe: int) -> Grid:
     def cost(steps: int) -> int:
         return evaluations(sampler, grid(steps))
 
-    steps = 1 + bisect_left(range(1, max(nfe, 1)), nfe, key=cost)  # no step is free
+    steps = 1 + bisect_left(range(1, max(nfe, 1)), nfe, key=cost)  # every step costs at least 1
     above = cost(steps)
     if above == nfe:
         return grid(steps)

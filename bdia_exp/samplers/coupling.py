@@ -1,8 +1,8 @@
-"""Two coupled states: the steps of EDICT and CBDIA, and the same lines in reverse order.
+"""Two coupled states: the steps of EDICT and CBDIA, and their inverses.
 
-A coupling moves a pair of states (z, y) from level s to level t (`step`) and back (`undo`). Each of
-its lines changes one state by something that the other alone decides, or mixes the two by an
-invertible 2×2 matrix, so `undo` is exact up to rounding whatever the network is.
+A coupling moves a pair of states (z, y) from level s to level t (`step`) and back (`undo`). Each
+line of a step changes one state by an amount that depends only on the other, or mixes the two by an
+invertible 2×2 matrix. Therefore `undo` is exact up to rounding for any network.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Coupling(Protocol):
 
     @property
     def amplification(self) -> float:
-        """By how much a mix enlarges an error when it is undone: its least eigenvalue inverted."""
+        """The factor by which undoing a mix enlarges an error: 1 / its smallest eigenvalue."""
         ...
 
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
@@ -35,7 +35,7 @@ class Coupling(Protocol):
 
 @dataclass(frozen=True)
 class EDICT:
-    """EDICT [BDIA 11-14], undone by [BDIA 15-18]. Two evaluations a step.
+    """EDICT [BDIA 11-14], undone by [BDIA 15-18]. Two evaluations per step.
 
     `p` mixes the two states; the mix is undone by dividing by p, so p > 0. With `alternate` the two
     exchange their roles at every other step, as in EDICT's public code.
@@ -79,7 +79,7 @@ class EDICT:
 class CBDIA:
     """Coupled BDIA with DDIM's updates [BDIA 43-46, 60-63], undone by [BDIA 47-50].
 
-    Two evaluations a step. (γ₁, γ₂) = (0, 1) is BDIA-DDIM with γ = 1 in the state y.
+    Two evaluations per step. (γ₁, γ₂) = (0, 1) is BDIA-DDIM with γ = 1 in the state y.
     Raises UserError unless both are 0 to 1 and they differ.
     """
 

@@ -1,9 +1,9 @@
-"""BDIA-DDIM in fixed point: what is undone comes back with every bit.
+"""BDIA-DDIM in fixed point: undoing a pass returns its start with every bit.
 
 The inverse of a BDIA step is exact on paper. In floating point its rounding errors grow like
 (1/γ)^N. Here a state is an int64 tensor of whole multiples of 2^-fraction_bits, γ is a fraction
-a/b, and the digits that a multiplication by γ loses go to a `Log`. A step is then a bijection of
-(pair of states, log), and `undo` is its inverse. Why, and what it asks: docs/fixedpoint.md.
+a/b, and a `Log` stores the digits that a multiplication by γ loses. A step is then a bijection of
+(pair of states, log), and `undo` is its inverse. Reasons and requirements: docs/fixedpoint.md.
 
     gamma, log = rational(0.92), Log()
     *_, pair = bdia_ddim(model, quantise(x), grid[::-1], gamma=1 / gamma, log=log)  # image to noise
@@ -22,23 +22,23 @@ from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import Denoiser, Grid, Level
 
 FRACTION_BITS = 32
-"""Of a state, by default: a resolution of 2e-10, and a range of ±2^19."""
+"""The default for a state: a resolution of 2e-10, and a range of ±2^19."""
 
 HALF = 2**51
 """States lie in [-HALF, HALF): exact in float64 (2^53), and 2 HALF · TERMS fits in int64."""
 
 TERMS = 2**10
-"""No greater numerator or denominator of γ."""
+"""The largest numerator or denominator of γ."""
 
 WORD = 2**63 - 1
-"""No greater bound of the buffer of a log: both fit in int64."""
+"""The largest bound of a log's buffer: both fit in int64."""
 
 Pair = tuple[Tensor, Tensor]
 """Two neighbouring states, int64, in the order in which they were computed."""
 
 
 def rational(gamma: float | str | Fraction) -> Fraction:
-    """γ as the fraction that its decimals say: 0.92 is 23/25. "1/3" is read too.
+    """γ as the fraction of its decimal digits: 0.92 is 23/25. "1/3" is accepted too.
 
     Raises UserError unless 0 < γ ≤ 1 and the denominator is at most TERMS.
     """
@@ -60,8 +60,8 @@ def rational(gamma: float | str | Fraction) -> Fraction:
 def quantise(x: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
     """Numbers in units of 2^-fraction_bits, rounded: int64.
 
-    Total, so that no network can break the way back: what does not fit becomes ±(HALF − 1), and
-    nan becomes HALF − 1.
+    Defined for all numbers, so no network output can break the inverse: numbers out of range
+    become ±(HALF − 1), and nan becomes HALF − 1.
     """
     edge = HALF - 1
     units = (x.double() * 2.0**fraction_bits).round()
@@ -71,26 +71,26 @@ def quantise(x: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
 def value(state: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
     """A state as float64, exactly.
 
-    Its strides are always those of a fresh tensor: a convolution may round otherwise in another
-    memory layout, and a state that was saved and loaded has lost its own.
+    Its strides are always those of a new tensor: a convolution may round differently in another
+    memory layout, and saving and loading a state changes its layout.
     """
     return (state.flatten().double() * 2.0**-fraction_bits).view(state.shape)
 
 
 def rescale(u: Tensor, buffer: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-    """(u, buffer) → (nearly u · a/b, buffer'), a bijection: a and b exchanged, it is its inverse.
+    """(u, buffer) → (nearly u · a/b, buffer'), a bijection; exchanging a and b gives the inverse.
 
     int64 tensors of one shape; buffer ≥ 0. The last digit of u in base b moves to the buffer, and
-    a digit in base a comes back from it (Maclaurin, Duvenaud and Adams, arXiv 1502.03492).
+    a digit in base a is taken from it (Maclaurin, Duvenaud and Adams, arXiv 1502.03492).
     """
     buffer = buffer * b + u % b
     return u // b * a + buffer % a, buffer // a
 
 
 class Step(NamedTuple):
-    """A multiplication by a/b: the buffer's bound before it, and the sum of the state it replaced.
+    """A multiplication by a/b, the buffer's bound before it, and the sum of the state it replaced.
 
-    The sum, modulo 2^64, is for `undo` to see that it found the same state.
+    `undo` compares the sum, modulo 2^64, to check that it found the same state.
     """
 
     a: int
@@ -100,19 +100,19 @@ class Step(NamedTuple):
 
     @property
     def fills(self) -> bool:
-        """Whether a digit in base b could overflow the buffer, which is then put away."""
+        """Whether a digit in base b could overflow the buffer, which is then moved to `words`."""
         return self.bound * self.b > WORD
 
 
 class Log:
     """The side information of a pass: `bdia_ddim` writes it, `undo` reads it, last in first out.
 
-    For every element of a state a stack of digits, whose top is `buffer`, int64 in [0, bound), and
-    whose rest are `words`, on the CPU. For every step its `Step` and its carry: by how many ranges
-    the state was wrapped, int16 on the CPU, or None if it was not.
+    Every element of a state has a stack of digits. Its top is `buffer`, int64 in [0, bound); the
+    rest are `words`, on the CPU. Every step has its `Step` and its carry: the number of ranges by
+    which the state was wrapped, int16 on the CPU, or None if it was not.
 
-    `clipped` counts the numbers that did not fit when the network's estimates were quantised,
-    `wrapped` those of the states. Where either happened the way back is as exact, but the pass
+    `clipped` counts the numbers out of range when the network's estimates were quantised,
+    `wrapped` those of the states. If either is above 0 the inverse is still exact, but the pass
     followed another formula than [BDIA 27].
     """
 
@@ -136,7 +136,7 @@ class Log:
     def bits(self) -> list[float]:
         """The bits per element that each step added: log₂ of the digits' growth, 16 for a carry.
 
-        A step from the image to noise takes digits back where there are any: below 0.
+        Below 0 for a step that takes digits from the log, as steps from image to noise can do.
         """
         after = [*(step.bound for step in self.steps), self.bound][1:]
         return [
@@ -163,7 +163,7 @@ class Log:
     def pop(self, newer: Tensor, back: Tensor, on: Tensor) -> Tensor:
         """The inverse of the last `push`: its older state.
 
-        Raises UserError if it is not the one that was pushed.
+        Raises UserError if it is not the state that was pushed.
         """
         step, carry = self.steps.pop(), self.carries.pop()
         if carry is not None:
@@ -175,15 +175,15 @@ class Log:
             self.buffer = self.words.pop()
         if int((u + back).sum()) != step.sum:
             raise UserError(
-                "this is not the way that the log was written: give undo the last pair, the grid "
+                "this pass is not the one that wrote the log: give undo the last pair, the grid "
                 "and the log of one pass, with its model, labels, batch and kind of device"
             )
         return u + back
 
     def tensors(self) -> dict[str, Tensor]:
-        """The log as tensors on the CPU, for a file; the buffer in the narrowest type it fits."""
+        """The log as tensors on the CPU, for a file; the buffer in its narrowest type."""
         narrow = next(t for t in _INTEGERS if self.bound - 1 <= torch.iinfo(t).max)
-        buffer = self.buffer if self.bound > 1 else torch.zeros(())  # below a bound of 1 lies 0
+        buffer = self.buffer if self.bound > 1 else torch.zeros(())  # with a bound of 1 it is 0
         return {
             "log": torch.tensor([self.fraction_bits, self.clipped, self.bound]),
             "steps": torch.tensor(self.steps, dtype=torch.int64).reshape(-1, 4),
@@ -194,7 +194,7 @@ class Log:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Log":
-        """The log that `tensors` was called on. Raises UserError if they are not one's."""
+        """The inverse of `tensors`. Raises UserError if a tensor is missing."""
         log = cls()
         try:
             log.fraction_bits, log.clipped, log.bound = tensors["log"].tolist()
@@ -203,7 +203,7 @@ class Log:
             log.words = [tensors[f"word.{i}"] for i in range(sum(step.fills for step in log.steps))]
         except KeyError as missing:
             raise UserError(
-                f"this is no whole log, {missing} is not there: give what Log.tensors() returned"
+                f"this log is not complete, {missing} is missing: give what Log.tensors() returned"
             ) from None
         log.carries = [tensors.get(f"carry.{i}") for i in range(len(log))]
         return log
@@ -217,9 +217,9 @@ def bdia_ddim(
 ) -> Iterator[Pair]:
     """BDIA-DDIM [BDIA 27], written to `log`: the pairs of neighbouring states, N for N steps.
 
-    `start` is the state at grid[0], int64 of `quantise`, in which case the first step is DDIM's
-    [BDIA 25], or the pair at grid[0] and grid[1] to go on from. `gamma` is γ, or 1/γ from the image
-    to noise. The last pair and the log are what `undo` needs. It may be stopped after any pair.
+    `start` is the state at grid[0], int64 from `quantise`; the first step is then DDIM's [BDIA 25].
+    Or it is the pair at grid[0] and grid[1]. `gamma` is γ, or 1/γ from the image to noise. `undo`
+    needs the last pair and the log. The pass may be stopped after any pair.
 
     Raises UserError for a γ that `rational` refuses and for a start that is out of range.
     """
@@ -239,11 +239,11 @@ def bdia_ddim(
 
 
 def undo(model: Denoiser, pair: Pair, grid: Grid, log: Log) -> Iterator[Pair]:
-    """The pairs that `bdia_ddim` yielded on this grid, last first, beginning with `pair`, its last.
+    """The pairs that `bdia_ddim` yielded on this grid, in reverse order, from the last one, `pair`.
 
-    Takes its steps off the log. The first state of the last pair is where `bdia_ddim` started.
+    Removes its steps from the log. The first state of the last pair is the start of `bdia_ddim`.
 
-    Raises UserError if the log has fewer steps, and at the first state that is not the one it was.
+    Raises UserError if the log has fewer steps, and at the first state that differs.
     """
     if len(log) < len(grid) - 2:
         raise UserError(
@@ -263,22 +263,22 @@ def _triples(grid: Grid) -> Iterator[tuple[Level, Level, Level]]:
 
 
 def _ahead(model: Denoiser, state: Tensor, now: Level, levels: Grid, log: Log) -> list[Tensor]:
-    """The state at other levels, along the line of its one estimate; int64."""
+    """The state at other levels, along the line of one estimate; int64."""
     estimate = model(value(state, log.fraction_bits), now)
     return [quantise(estimate.at(level), log.fraction_bits) for level in levels]
 
 
 def _edges(state: Tensor) -> int:
-    """How many numbers are where `quantise` puts what does not fit."""
+    """How many numbers have the value that `quantise` gives to numbers out of range."""
     return int((state.abs() == HALF - 1).sum())
 
 
 def _check_start(start: Tensor, log: Log) -> None:
     if start.dtype != torch.int64:
-        raise UserError(f"a start of {start.dtype} is no state: give quantise(start)")
+        raise UserError(f"the start must be int64, not {start.dtype}: give quantise(start)")
     if (start.abs() >= HALF - 1).any():
         limit = HALF / 2**log.fraction_bits
         raise UserError(
             f"the start has numbers that are not finite or not within ±{limit:g}: choose "
-            f"fraction_bits below {log.fraction_bits}, for quantise and Log alike"
+            f"fraction_bits below {log.fraction_bits}, for both quantise and Log"
         )

@@ -4,14 +4,14 @@ Every grid is a function of (steps, schedule) and returns steps + 1 levels. `sch
 model's. `karras` does not use it, `arc` takes the times from any schedule, and the others need the
 table of a `DiscreteVP`.
 
-`pairing` says which ᾱ goes with the time k that the network is told (docs/samplers.md, "Grids"):
+`pairing` says which ᾱ goes with the time k that the network is given (docs/samplers.md, "Grids"):
 
 * `ddim`: ᾱ_k, and the last level is clean, (1, 0), as in the DDIM paper's code;
 * `pndm`: ᾱ_{k+1}, and the last level is ᾱ_0, as in the code that published the checkpoints of
   BDIA's Table 2.
 
-`final` says where a grid of Stable Diffusion's times ends: `first` at ᾱ_0, as its own code and
-diffusers' set_alpha_to_one=False have it, `clean` at (1, 0).
+`final` says where a grid of Stable Diffusion's times ends: `first` at ᾱ_0, as in its own code and
+in diffusers with set_alpha_to_one=False, `clean` at (1, 0).
 """
 
 import math
@@ -51,10 +51,10 @@ def arc(
 ) -> Grid:
     """VP levels (cos θ, sin θ), θ = atan(σ/α) evenly spaced; it ends at sigma_min, not clean.
 
-    Of the levels between sigma_max and sigma_min (values of σ/α, as in `karras`) these form a
-    smooth curve, on which a solver shows its order. Their times are the schedule's, fractional; θ
-    without one.
-    Raises UserError if 0 < sigma_min < sigma_max does not hold, or beyond the schedule's end.
+    sigma_max and sigma_min are values of σ/α, as in `karras`. The levels lie on a smooth curve, on
+    which a sampler's order can be measured. Times are fractional times of the schedule, or θ
+    without a schedule. Raises UserError if 0 < sigma_min < sigma_max does not hold, or if sigma_max
+    is beyond the schedule's end.
     """
     _check_range(sigma_min, sigma_max)
     start, end = math.atan(sigma_max), math.atan(sigma_min)
@@ -76,7 +76,7 @@ def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
 def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: str = "ddim") -> Grid:
     """Times ⌊τ_i²⌋ with τ evenly spaced on [0, √(fraction · T)] [DDIM D.3 "quadratic"].
 
-    Small times may occur twice, as in the official code: the step between is the identity and
+    Small times may occur twice, as in the official code: the step between them is the identity and
     still costs an evaluation.
     """
     return _to_the_end(_squares(0.0, fraction * len(schedule), steps), schedule, pairing)
@@ -92,7 +92,7 @@ def deis_quad(
 ) -> Grid:
     """DEIS's quadratic times: N + 1 of them, from T − 2 down to 0, where the grid ends.
 
-    The last level is that of time 0, not clean. With `last_step`, N times from 1 on, then 0.
+    The last level is that of time 0, not clean. With `last_step`: N times that end at 1, then 0.
     """
     top = len(schedule) - 1
     times = [0, *_squares(1.0, top, steps)] if last_step else _squares(0.0, top, steps + 1)
@@ -103,7 +103,7 @@ def deis_quad(
 def leading(steps: int, schedule: DiscreteVP, *, offset: int = 1, final: str = "first") -> Grid:
     """Times i⌊T/N⌋ + offset, i = 0 … N−1, then the last level: Stable Diffusion's own spacing.
 
-    1, 101, …, 901 for N = 10. diffusers calls it "leading"; offset=0 is what EDICT's code has.
+    1, 101, …, 901 for N = 10. diffusers calls it "leading"; EDICT's code uses offset=0.
     """
     jump = _jump(steps, schedule, offset)
     return _to_the_final([i * jump + offset for i in range(steps)], schedule, final)
@@ -120,7 +120,7 @@ def trailing(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
 def linspace(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
     """Times round(i (T−1)/(N−1)), i = 0 … N−1, then the last level: diffusers' "linspace".
 
-    The last step, from time 0, goes nowhere with final=first.
+    With final=first the last step, which starts at time 0, is the identity.
     """
     _jump(steps, schedule)
     ratio = (len(schedule) - 1) / max(steps - 1, 1)
@@ -134,8 +134,8 @@ def time_uniform(
     """N times evenly spaced from T − 1 towards 0, then the last level: DPM-Solver's spacing.
 
     Times are fractional as in Stable Diffusion's own DPM-Solver; whole=true rounds them, as
-    diffusers' DPM-Solver with "linspace" does (whose final_sigmas_type "sigma_min" is
-    final=first, "zero" final=clean).
+    diffusers' DPM-Solver with "linspace" does. Its final_sigmas_type "sigma_min" is final=first,
+    and "zero" is final=clean.
     """
     last = len(schedule) - 1
     _jump(steps, schedule)
@@ -159,7 +159,7 @@ def _final(final: str, schedule: DiscreteVP) -> Level:
 
 
 def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:
-    """⌊T/N⌋. Raises UserError if so many steps leave no place between the times."""
+    """⌊T/N⌋. Raises UserError if there are too many steps, or the offset is too large."""
     jump = len(schedule) // steps
     if not 0 <= offset < max(jump, 1) or jump < 1:
         raise UserError(
@@ -170,7 +170,7 @@ def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:
 
 
 def _squares(low: float, high: float, count: int) -> list[int]:
-    """⌊τ²⌋ for `count` values of τ evenly spaced on [√low, √high], as numpy.linspace has them."""
+    """⌊τ²⌋ for `count` values of τ evenly spaced on [√low, √high], as by numpy.linspace."""
     start, stop = math.sqrt(low), math.sqrt(high)
     if count == 1:
         return [int(stop**2)]  # one step starts at the noisy end

@@ -1,8 +1,8 @@
-"""Classifier-free guidance: a denoiser made of two.
+"""Classifier-free guidance: an estimate extrapolated from two.
 
-The network is asked twice about one state, without a condition and with it, and its second answer
-is followed beyond the first. Both questions go in one call, as two rows of its batch: that counts
-as one evaluation.
+The network estimates the noise of one state twice, without the condition and with it; the result
+lies on the line through both estimates. Both are rows of one batch, in one call, which counts as
+one evaluation.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 Network = Callable[..., Tensor]
-"""States [R, …] and conditions, each [R, …], to what is predicted, [R, …]."""
+"""States [R, …] and conditions, each [R, …] → predictions [R, …]."""
 
 
 def guided(network: Network, x: Tensor, scale: float, *conditions: Tensor) -> Tensor:
     """f(x, ∅) + scale · (f(x, c) − f(x, ∅)), in one call of 2B rows [CFG 6].
 
-    x [B, …]; every condition [B, 2, …], empty and full. With conditions [B, 1, …] it is f(x, c).
+    x [B, …]; conditions [B, 2, …], the empty one first. With conditions [B, 1, …] it is f(x, c).
     (The paper's w is scale − 1.)
     """
     asked = conditions[0].shape[1]

@@ -1,8 +1,8 @@
 """Inversion: from a clean state to noise, and back again.
 
-There are no inverse samplers here: BDIA's inverse is the same loop on grid[::-1] with 1/γ, that of
-two coupled states the same lines in reverse order. An `Inversion` only knows what has to be kept
-between the two ways, a dict of tensors: one state for DDIM, two for the methods that are exact.
+There are no inverse samplers: BDIA's inverse is the same loop on grid[::-1] with 1/γ, and coupled
+states are inverted by the same lines in reverse order. An `Inversion` only defines the tensors that
+are kept between the two directions: one state for DDIM, two for the exact methods.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,18 +23,18 @@ from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep
 from bdia_exp.samplers.rules import ddim, leapfrog
 
 Kept = Mapping[str, Tensor]
-"""What a way leaves for the way back; its "z" is the newest state, [B, …]."""
+"""The tensors that one direction keeps for the other; "z" is the newest state, [B, …]."""
 
 
 class Inversion(Protocol):
-    """`grid` runs from noise to data for both ways; its last level is that of the clean state.
+    """`grid` runs from noise to data in both directions; its last level is the clean state's.
 
-    Both ways start from what was kept, and `encode` also from a clean state alone, [B, …].
+    Both directions start from kept tensors; `encode` also from a clean state alone, [B, …].
     """
 
     @property
     def amplification(self) -> float:
-        """By how much a step of `encode` enlarges an error: 1/γ for BDIA."""
+        """The factor by which a step of `encode` enlarges an error: 1/γ for BDIA."""
         ...
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
@@ -44,9 +44,9 @@ class Inversion(Protocol):
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
-        """From noise to data, in as many steps.
+        """From noise to data: what is kept after each step.
 
-        same=False says that the network, or its condition, is another one than that of `encode`.
+        same=False: the network, or its condition, differs from that of `encode`.
         """
         ...
 
@@ -55,8 +55,8 @@ class Inversion(Protocol):
 class DDIMInversion:
     """DDIM's inversion, an approximation: one state is kept [BDIA 9-10].
 
-    The network is asked about the state at hand and, with time="target", about the level to be
-    reached, as [BDIA 10] has it; with time="own" about the state's own level [BDIA 23-24].
+    The network is evaluated at the current state. With time="target" it is given the level of the
+    next state, as in [BDIA 10]; with time="own" the state's own level [BDIA 23-24].
     """
 
     time: str = "target"
@@ -83,7 +83,7 @@ class BDIAInversion:
     """BDIA's inversion, exact up to rounding: the last two states are kept [BDIA 33].
 
     The first step from the clean state has no past and is DDIM's. `decode` needs one evaluation
-    less than `encode`, for it starts from two states. The rule `leapfrog` inverts in the same way.
+    less than `encode`, because it starts from two states. `leapfrog` inverts in the same way.
     """
 
     gamma: float = 1.0
@@ -102,7 +102,7 @@ class BDIAInversion:
         return self._way(model, kept, grid, self.gamma)
 
     def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: float) -> Iterator[Kept]:
-        """Along the grid, from its first two states if there are two: they change their roles."""
+        """Along the grid. If two states were kept, it starts from both, in exchanged roles."""
         past, trail = kept["z"], []
         z = past
         if "past" in kept:
@@ -139,10 +139,10 @@ class CoupledInversion:
 
 @dataclass(frozen=True)
 class FixedPointInversion:
-    """BDIA's inversion with every bit: states in fixed point, and a log (docs/fixedpoint.md).
+    """BDIA's inversion, exact in every bit: fixed-point states and a log (docs/fixedpoint.md).
 
-    With the network of `encode`, `decode` undoes its log; with another it goes by the same formula
-    and a log of its own. Raises UserError for a γ that is no short fraction.
+    With the network of `encode`, `decode` undoes its log; with another network it uses the same
+    formula and a new log. Raises UserError for a γ that `fixedpoint.rational` refuses.
     """
 
     gamma: float = 1.0
@@ -196,13 +196,13 @@ STATES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "fixed": torch.float64,
 }
-"""What a state may be held in, and the dtype in which it is handed in."""
+"""The ways to store a state, and the dtype of the state that is passed in."""
 
 
 def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inversion:
     """The inversion of a sampler. `time` is that of `DDIMInversion`.
 
-    Raises UserError for a sampler that has none, naming those that have.
+    Raises UserError, naming samplers with an inversion, if this one has none.
     """
     if state not in STATES:
         raise UserError(f"state={state!r} is unknown{nearest(state, STATES)}")

@@ -1,9 +1,9 @@
 """The loops that drive every sampler.
 
-Histories have three shapes, so there are three loops: `multistep` (one evaluation a step), `heun`
-(two) and `coupled` (two states). `pndm` and `bdia` are `multistep` with first steps of their own
-and with more than one past. A sampler is a generator of states: progress bars, trajectories and
-early stops are the caller's `tqdm(…)`, `list(…)`, `islice(…)`.
+There are three main loops: `multistep` (one evaluation per step), `heun` (two) and `coupled` (two
+states). `pndm` is `multistep` after other first steps; `bdia` uses more than one past state. A
+sampler is a generator of states: the caller adds progress bars, trajectories and early stops with
+`tqdm(…)`, `list(…)`, `islice(…)`.
 """
 
 import math
@@ -20,7 +20,7 @@ from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.rules import along, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
 
-# -- one evaluation a step -----------------------------------------------------------------------
+# -- one evaluation per step ---------------------------------------------------------------------
 
 
 def multistep(
@@ -34,16 +34,16 @@ def multistep(
     final: Rule | None = None,
     trail: Sequence[Estimate] = (),
 ) -> Iterator[Tensor]:
-    """One evaluation a step; BDIA on top of any rule [BDIA 27, 65].
+    """One evaluation per step; BDIA on top of any rule [BDIA 27, 65].
 
-    BDIA is one term: where the newest evaluation says we go next, plus γ times how wrong it thinks
-    the past was. γ = 0 is the rule alone. The first step, [BDIA 25], has no past; `trail` supplies
-    evaluations to go on from: a trajectory is restarted from its last two states. BDIA uses the
-    level and the state of the past only; its noise estimate matters to rules that look back.
+    BDIA adds one term to the rule's next state: γ times the difference between the past state and
+    the newest evaluation's estimate of it. γ = 0 is the rule alone. The first step, [BDIA 25], has
+    no past. `trail` gives past evaluations, to restart a trajectory from its last two states. BDIA
+    uses only the level and the state of the past; its noise estimate is for rules that need it.
 
     `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
-    z_{i+1} + γ times its own error term, which the public code carried on before October 2023; it
-    has no inverse. `final` is the rule of the last step, where another one is wanted (DPM-Solver's
+    z_{i+1} + γ times its own error term, as in the public code before October 2023; it has no
+    inverse. `final` is the rule of the last step if that is another one (DPM-Solver's
     "lower_order_final"). Raises UserError for a negative γ.
     """
     _check_gamma(gamma)
@@ -80,8 +80,8 @@ def runge_kutta(model: Denoiser, now: Estimate, t: Level) -> Tensor:
 def halfway(s: Level, t: Level) -> Level:
     """The level in the middle of two times.
 
-    EDM's time is σ. Of VP levels the middle one has the geometric mean of σ/α, or half of it before
-    a clean level; PNDM's code looks its ᾱ up in a table of whole times.
+    On EDM levels it has the mean σ. On VP levels it has the geometric mean of σ/α, or half of σ/α
+    before a clean level; PNDM's code reads ᾱ from a table of whole times.
 
     Raises UserError for other levels and for pure noise.
     """
@@ -97,7 +97,7 @@ def halfway(s: Level, t: Level) -> Level:
 
 
 STARTS = {"heun": (improved_euler, 1), "rk4": (runge_kutta, 3)}
-"""What makes the first steps of `pndm`, and how many."""
+"""The functions of `pndm`'s first steps, and the number of these steps."""
 
 
 def pndm(
@@ -113,7 +113,7 @@ def pndm(
 
     F-PNDM is start="rk4" and order=4 (9 evaluations more than steps), S-PNDM is start="heun" and
     order=2 (1 more), the PLMS of Stable Diffusion start="heun" and order=4 (1 more). With γ > 0
-    their BDIA forms [BDIA Remark 4].
+    these are their BDIA forms [BDIA Remark 4].
 
     Raises UserError for an unknown start, an order outside 1 to 4 or a negative γ.
     """
@@ -135,8 +135,8 @@ def bdia(
 ) -> Iterator[Tensor]:
     """Second-order BDIA [BDIA 29].
 
-    Both Δ of a past time-slot, and that of the next one, take the noise for the straight line in
-    σ/α through the two newest evaluations. γ₂ = 0 leaves the last-but-one state out; with γ₁ = 0,
+    In every Δ, of the past time-slots and of the next one, the noise is the straight line in σ/α
+    through the two newest evaluations. γ₂ = 0 does not use the oldest state z_{i+2}; with γ₁ = 0
     too, it is `deis` of order 2 in σ/α. Raises UserError for a negative γ.
     """
     _check_gamma(gamma1)
@@ -151,7 +151,7 @@ def bdia(
         yield z
 
 
-# -- two evaluations a step ----------------------------------------------------------------------
+# -- two evaluations per step --------------------------------------------------------------------
 
 
 def heun(
@@ -169,16 +169,16 @@ def heun(
 ) -> Iterator[Tensor]:
     """EDM's second-order sampler [EDM Alg. 1] and, for γ > 0, BDIA-EDM [BDIA Alg. 1].
 
-    Before each step BDIA-EDM moves the state z_i, by the fraction γ, towards what the averaged
-    slope (d_{i+1} + d_i)/2 makes of the past state, and keeps using the slope d_i that was
-    evaluated at the unmoved z_i: no evaluation is added. A step to σ = 0 is Euler's.
+    Before each step BDIA-EDM moves the state z_i, by the fraction γ, towards the past state stepped
+    along the averaged slope (d_{i+1} + d_i)/2. It still uses the slope d_i of the unmoved z_i, so
+    no evaluation is added. A step to σ = 0 is Euler's.
 
     `refine` chooses the past state of line 6: "literal" is z_{i+1} as printed, "hat" the refined
     ẑ_{i+1} from which z_i was built.
 
     With S_churn > 0 every step first adds noise, from `noise`, as EDM's stochastic sampler does
-    [EDM Alg. 2]. Raises UserError for that with γ > 0 (BDIA's past would be another trajectory) or
-    on levels that are not EDM's.
+    [EDM Alg. 2]. Raises UserError if S_churn > 0 is used with γ > 0 (the past state would be of
+    another trajectory) or on levels that are not EDM's.
     """
     _check_gamma(gamma)
     if not (S_churn >= 0 and S_noise >= 0):
@@ -194,7 +194,7 @@ def heun(
     past: Estimate | None = None
     for s, t in pairwise(grid):
         if S_churn:
-            fresh = noise(z)  # drawn at every step, used or not: as EDM's generator does it
+            fresh = noise(z)  # drawn at every step, even if not used, as in EDM's program
             noisier = edm(s.sigma * (1 + most)) if S_min <= s.sigma <= S_max else s
             z = z + math.sqrt(noisier.sigma**2 - s.sigma**2) * S_noise * fresh
             s = noisier

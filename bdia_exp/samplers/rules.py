@@ -1,6 +1,6 @@
 """Rules: from the trail of evaluations to the next state.
 
-A rule is a function of (trail, level). It may look back as far as it likes; the loops of
+A rule is a function of (trail, level). It may use any number of past evaluations; the loops of
 `samplers.loops` keep the trail. Every rule chooses a noise for one `transfer`: the newest one
 (`ddim`), a mean of several (`plms`, `deis`), or that of an extrapolated clean image (`dpmpp`).
 """
@@ -42,7 +42,7 @@ ADAMS_BASHFORTH = (
 def plms(trail: Sequence[Estimate], t: Level, *, order: int = 4) -> Tensor:
     """Adams-Bashforth weights of the noise, as if the levels were evenly spaced [PNDM PLMS].
 
-    While the trail is shorter than `order`, of the order that it allows: iPNDM, as DEIS names it.
+    While the trail is shorter than `order`, the order is the trail's length: DEIS calls it iPNDM.
     Raises UserError for an order outside 1 to 4.
     """
     _check_order(order)
@@ -55,15 +55,15 @@ CLOCKS: dict[str, Callable[[float], float]] = {
     "log_rho": math.log,
     "vp_time": linear_vp_time,
 }
-"""Functions of ρ = σ/α in which `deis` takes the noise for a polynomial."""
+"""Functions of ρ = σ/α; in `deis` the noise is a polynomial in one of them."""
 
 
 def deis(trail: Sequence[Estimate], t: Level, *, order: int = 3, clock: str = "vp_time") -> Tensor:
     """Exponential Adams-Bashforth: the noise as a polynomial in a clock, integrated over ρ = σ/α.
 
     [DEIS tAB, ρAB]. clock="vp_time" is the paper's tAB, "rho" its ρAB; "log_rho" is what diffusers
-    calls DEIS. `order` counts the evaluations that are used: order 4 is the paper's tAB3. Steps
-    with a shorter trail are of the order that it allows.
+    calls DEIS. `order` counts the evaluations that are used: order 4 is the paper's tAB3. While
+    the trail is shorter, the order is its length.
 
     Raises UserError for an order outside 1 to 4 or an unknown clock.
     """
@@ -77,7 +77,7 @@ def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
     """DPM-Solver++(2M): along the line of an extrapolated clean image [BDIA 64].
 
     x̄ = x̂ + (x̂ − x̂_past)/2r, r the past step over the next one in λ = log α/σ. The first step and
-    those that meet σ = 0 or α = 0, where λ is infinite, are `ddim`.
+    those that use a level with σ = 0 or α = 0, where λ is infinite, are `ddim`.
     """
     now, *past = latest(trail, 2)
     if not past or any(e.rho in (0, math.inf) for e in (t, now.level, past[0].level)):
@@ -91,7 +91,7 @@ def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
 def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
     """The last `count` estimates at different levels, newest first.
 
-    A grid may visit a level twice (`grids.quad`); a polynomial can pass only one of them.
+    A grid may contain a level twice (`grids.quad`), but a polynomial has one value there.
     """
     found: list[Estimate] = []
     for estimate in reversed(trail):
@@ -101,17 +101,17 @@ def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
 
 
 def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
-    """From the state of `start` to level t, with the noise a polynomial through `estimates`.
+    """The state of `start`, moved to level t; the noise is a polynomial through `estimates`.
 
-    The polynomial is in a clock of `CLOCKS`; what moves the state is its mean over ρ. Pure noise
-    has ρ = ∞: a step from it or to it follows the line of `start`, and its estimate is not a node.
+    Its variable is a clock of `CLOCKS`; the step uses its mean over ρ. Pure noise has ρ = ∞: a step
+    from it or to it follows the line of `start`, and its estimate is not a node.
     """
     if t.is_noise or start.level.is_noise:
         return start.at(t)
     estimates = [estimate for estimate in estimates if not estimate.level.is_noise]
     nodes = tuple(estimate.level.rho for estimate in estimates)
     if clock == "log_rho" and 0 in nodes:
-        raise UserError("clock=log_rho has no place for a clean level: choose vp_time or rho")
+        raise UserError("clock=log_rho cannot be used with a clean level: choose vp_time or rho")
     weights = _mean_weights(nodes, start.level.rho, t.rho, clock)
     return transfer(start.z, _mixed(estimates, weights), start.level, t)
 
@@ -126,10 +126,10 @@ def _mixed(estimates: Sequence[Estimate], weights: Sequence[float]) -> Tensor:
 
 @cache
 def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str) -> list[float]:
-    """What each node's value weighs in the mean, over ρ from start to end, of the polynomial.
+    """The weight of each node in the mean of the polynomial over ρ from start to end.
 
-    The mean is taken by Gauss's rule after ρ = end + (start − end) u⁴, which also tames the
-    logarithm at ρ = 0.
+    The integral is Gauss-Legendre quadrature in u, where ρ = end + (start − end) u⁴. This also
+    weakens the singularity of the logarithm at ρ = 0.
     """
     time = CLOCKS[clock]
     at = [time(node) for node in nodes]
@@ -144,7 +144,7 @@ def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str
 
 @cache
 def _gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
-    """Nodes in (0, 1) and their weights, which add to 1: Golub and Welsch's eigenproblem."""
+    """Nodes in (0, 1) and their weights, which sum to 1, by the method of Golub and Welsch."""
     k = torch.arange(1, count, dtype=torch.float64)
     off_diagonal = k / (4 * k**2 - 1).sqrt()
     matrix = torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)

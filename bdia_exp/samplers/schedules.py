@@ -13,7 +13,7 @@ from bdia_exp.samplers.core import CLEAN, Level
 
 
 class Schedule(Protocol):
-    """The levels that a network knows, by their time or by their noise over signal."""
+    """The levels for which a network was trained, by time or by σ/α."""
 
     @property
     def rho_max(self) -> float:
@@ -42,9 +42,9 @@ class DiscreteVP:
         return len(self.abar)
 
     def __call__(self, k: int, *, shift: int = 0) -> Level:
-        """The level that the network calls k, with ᾱ read `shift` places further on.
+        """The level for the network's time k, with ᾱ of the time k + shift.
 
-        Past the clean end of the table (k + shift < 0) lies `CLEAN`; past the other, UserError.
+        If k + shift < 0 it is `CLEAN`. Raises UserError if k + shift is not below T.
         """
         if k + shift < 0:
             return CLEAN
@@ -57,9 +57,9 @@ class DiscreteVP:
         return Level(abar**0.5, (1 - abar) ** 0.5, float(max(k, 0)))
 
     def between(self, time: float) -> Level:
-        """The level at a time that need not be whole, log α linear between the table's own.
+        """The level at a fractional time; log α is linear between the times of the table.
 
-        That is how DPM-Solver reads a discrete schedule. Raises UserError outside the table.
+        DPM-Solver reads a discrete schedule in this way. Raises UserError outside the table.
         """
         if not 0 <= time <= len(self) - 1:
             raise UserError(f"the schedule has times 0 to {len(self) - 1}, this grid needs {time}")
@@ -80,7 +80,7 @@ class DiscreteVP:
     def at(self, rho: float) -> Level:
         """The level with σ/α = rho, at a fractional time: linear in log σ/α between the times.
 
-        Below the first time it is that time's. Raises UserError beyond the last one.
+        Below the σ/α of the first time, the time is 0. Raises UserError beyond the last one.
         """
         if rho > self.rho_max:
             raise UserError(
@@ -99,7 +99,7 @@ class DiscreteVP:
 
 
 def linear_vp(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> DiscreteVP:
-    """DDPM's schedule, β linear in k. β is rounded to float32 as DDIM and PNDM do it."""
+    """DDPM's schedule, β linear in k. β is rounded to float32 as in DDIM's and PNDM's code."""
     betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64).float()
     return DiscreteVP((1 - betas.double()).cumprod(0).tolist())
 

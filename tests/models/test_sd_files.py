@@ -236,7 +236,7 @@ def test_a_folder_of_another_network(folder, part, key, value):
 def test_a_single_file_does_not_describe_itself(tmp_path):
     path = tmp_path / "sd.safetensors"
     save_file({"a": torch.zeros(1)}, path)
-    with refusal("sd.safetensors does not describe itself: give model=sd21_base, "):
+    with refusal("sd.safetensors has no description of its networks: give model=sd21_base, "):
         load(str(path))
     with refusal("sd.safetensors holds no Stable Diffusion: its names should begin with"):
         load(str(path), network=network())

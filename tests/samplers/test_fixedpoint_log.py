@@ -166,7 +166,7 @@ def test_undo_sees_whatever_is_not_as_it_was(changed, gamma):
         model = nearly_the_model
     if changed == "grid":
         grid = vp_arc(10, clean=True)
-    with pytest.raises(UserError, match="not the way that the log was written"):
+    with pytest.raises(UserError, match="not the one that wrote the log"):
         list(undo(model, (older, newer), grid, log))
 
 
@@ -177,7 +177,7 @@ def test_a_log_with_too_few_steps_is_refused():
 
 
 def test_what_is_no_log_is_refused():
-    with pytest.raises(UserError, match="'steps' is not there"):
+    with pytest.raises(UserError, match="'steps' is missing"):
         Log.from_tensors({"log": torch.tensor([32, 0, 1]), "buffer": torch.zeros(())})
 
 

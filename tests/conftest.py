@@ -10,6 +10,11 @@ from bdia_exp.sources import fetch
 torch.set_num_threads(1)  # the tensors are small; leave the other cores to other test processes
 
 
+def pytest_collection_modifyitems(items):
+    """The slowest tests, of whole commands, run first, so no process waits for them at the end."""
+    items.sort(key=lambda item: "tests/verbs/" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

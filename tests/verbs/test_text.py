@@ -155,7 +155,7 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
 
     # It is not done again.
     stamps = [file.stat().st_mtime_ns for file in sorted(root.glob("cells/*/record.json"))]
-    more = "model=tiny-sd prompts=bundled:captions.csv "
+    more = "model=tiny-sd guidance=1 prompts=bundled:captions.csv "
     more += f"reference={tmp_path / 'tiny-sd' / 'reference.npz'}"
     do("reproduce", "table1", "limit=66", f"out={root}", "device=auto", f"overrides={more}")
     assert "3 of 3 runs are there" in capsys.readouterr().out
@@ -286,7 +286,7 @@ def test_a_table_of_changed_captions_is_not_the_old_one(tmp_path):
     do("sample", *TINY, "nfe=1", "images=66", "batch=33", made, f"out={tmp_path / 'other'}")
     do("reference", str(tmp_path / "other"), *FEATURES, "resize=32", f"out={reference}")
     capture = ("cells=table1: DDIM", "limit=66", f"out={tmp_path / 'table'}", "device=cpu")
-    more = f"overrides=model=tiny-sd {made} reference={reference}"
+    more = f"overrides=model=tiny-sd guidance=1 {made} reference={reference}"
     drawn = do("reproduce", "table1", *capture, more)
     assert "**only 2 captions**" in (tmp_path / "table" / "tables.md").read_text()
     captions.write_text("a horse\na house\n")

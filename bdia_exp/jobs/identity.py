@@ -190,3 +190,17 @@ def claim(
         records.require_same(folder.root, then, identity)
     folder.record = {"identity": identity}
     return folder
+
+
+def require_weights(run: RunFolder, provenance: Mapping[str, Any]) -> None:
+    """Raises UserError if the loaded weights are not those of the identity that was claimed."""
+    loaded = {
+        "checkpoint": provenance["sha256"],
+        "control_network": provenance.get("control_sha256"),
+    }
+    claimed = {
+        what: value
+        for what, value in run.record["identity"].items()
+        if what in loaded and not value.startswith("random:")
+    }
+    records.require_same(run.root, claimed, {what: loaded[what] for what in claimed})

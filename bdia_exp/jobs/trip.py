@@ -18,7 +18,7 @@ from torch import Tensor
 from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.identity import claim, identity_of, plainly
+from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
 from bdia_exp.jobs.sampling import levels_of
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
@@ -121,6 +121,7 @@ class Trip:
 
         It first writes an incomplete record, so that the folder belongs to this run.
         """
+        require_weights(self.run, self.model.provenance)
         there = self._kept_by(Path(source).expanduser()) if source else None
         if self.asked.state == "fixed":  # both directions must give the same bits
             torch.backends.cudnn.benchmark = False

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bdia_exp import dist
 from bdia_exp.console import progress, say
-from bdia_exp.jobs.identity import claim, identity_of, same_score
+from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling
@@ -33,6 +33,7 @@ def sample(asked: Sampling) -> Record:
         say(f"{run.root} is complete: nothing to do")
         return run.before
     job = Job.of(asked, device)
+    require_weights(run, job.model.provenance)
     scorer = None
     if asked.score:
         scorer = scorer_of(asked, device, asked.batch)

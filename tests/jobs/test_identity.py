@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from bdia_exp.cli.configs import call, settings
-from bdia_exp.jobs.identity import identity_of, plainly
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.identity import identity_of, plainly, require_weights
+from bdia_exp.store.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
 TINY = "model=tiny-sd prompts=bundled:captions.csv reference=runs/tiny-sd/reference.npz"
@@ -50,6 +52,15 @@ def test_null_is_a_value_where_it_is_not_the_default():
     )
     assert "prompts_seed" not in shuffled
     assert in_order == shuffled | {"prompts_seed": None}
+
+
+def test_weights_are_those_that_were_claimed(tmp_path):
+    """A published file may have changed since the run's first start."""
+    run = RunFolder(tmp_path)
+    run.record = {"identity": {"checkpoint": "0" * 64, "control_network": "random:0"}}
+    require_weights(run, {"sha256": "0" * 64, "control_sha256": "1" * 64})
+    with pytest.raises(UserError, match=r"checkpoint was 0+, now 2+"):
+        require_weights(run, {"sha256": "2" * 64})
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("record.json")), ids=str)

@@ -6,7 +6,7 @@ from pathlib import Path
 from bdia_exp.cli.configs import settings
 from bdia_exp.verbs.reproduce import Reproducing
 from bdia_exp.verbs.reproduce import reproduce as reproduced
-from bdia_exp.verbs.table import Tabling
+from bdia_exp.verbs.table import TableDrawing
 from bdia_exp.verbs.table import table as tabled
 
 compose = partial(settings, "sample")
@@ -19,4 +19,4 @@ def reproduce(experiment: dict, out: Path | None, compose=compose, **changes) ->
 
 
 def table(experiment: dict, out: Path, report: str | None = None) -> dict:
-    return tabled(Tabling(experiment=experiment, out=str(out), report=report))
+    return tabled(TableDrawing(experiment=experiment, out=str(out), report=report))

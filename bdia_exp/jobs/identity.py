@@ -29,7 +29,7 @@ DEFAULTS = {
 } | {"labels": None}
 """Keys that an identity leaves out if they have these values."""
 
-ROOMS = {
+MODULES = {
     "loops": "bdia_exp.samplers.loops",
     "solvers": "bdia_exp.samplers.loops",
     "rules": "bdia_exp.samplers.rules",
@@ -93,8 +93,8 @@ def _without_files(arguments: Record) -> Record:
 def _function(target: str) -> Callable | None:
     """The function of an import path of this or an earlier release; None if there is none."""
     path, _, name = target.rpartition(".")
-    room = ROOMS.get(path.rpartition(".")[2])
-    return getattr(importlib.import_module(room), name, None) if room else None
+    module = MODULES.get(path.rpartition(".")[2])
+    return getattr(importlib.import_module(module), name, None) if module else None
 
 
 def _name(function: Callable) -> str:
@@ -171,7 +171,7 @@ def _fetch(names: list[str], asked: Solving) -> None:
 def claim(
     asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
 ) -> RunFolder:
-    """The folder of a run, before anything is loaded; its `record` has only the identity.
+    """The folder of a run with its identity, before anything is loaded.
 
     `identify` makes the identity from that of the folder's record. Published files are downloaded
     first, unless the folder's record has their sha256. Raises UserError if the folder contains
@@ -188,7 +188,7 @@ def claim(
         identity = identify(then)
     if folder.before:
         records.require_same(folder.root, then, identity)
-    folder.record = {"identity": identity}
+    folder.identity = identity
     return folder
 
 
@@ -200,7 +200,7 @@ def require_weights(run: RunFolder, provenance: Mapping[str, Any]) -> None:
     }
     claimed = {
         what: value
-        for what, value in run.record["identity"].items()
+        for what, value in run.identity.items()
         if what in loaded and not value.startswith("random:")
     }
     records.require_same(run.root, claimed, {what: loaded[what] for what in claimed})

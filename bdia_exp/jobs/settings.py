@@ -133,7 +133,7 @@ class Inverting(Solving, Computing):
 
     @property
     def unused(self) -> set[str]:
-        return super().unused | {"class_"}  # the labels of the images say it
+        return super().unused | {"class_"}  # the labels of the images include it
 
     def check(self) -> None:
         super().check()

@@ -128,7 +128,6 @@ class Trip:
             torch.use_deterministic_algorithms(True, warn_only=True)
         record: Record = {
             "command": self.command,
-            **self.run.record,
             "model": {"name": self.asked.model.name, **self.model.provenance},
             "sampler": self.asked.sampler.name,
             "grid": self.asked.grid.name,
@@ -192,7 +191,7 @@ class Trip:
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
         here, there = (
             {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
-            for identity in (self.run.record["identity"], plainly(old["identity"]))
+            for identity in (self.run.identity, plainly(old["identity"]))
         )
         records.require_same(source, there, here, "invert these images again")
         return Way(load_states(source / STATES_FILE, self.device), old["nfe"])

@@ -1,4 +1,4 @@
-"""Stable Diffusion's networks with weights, and its tokenizer, from a `Source`."""
+"""Stable Diffusion's networks with weights, and its tokenizer, from an `Origin`."""
 
 import hashlib
 import re
@@ -21,8 +21,8 @@ from bdia_exp.sources.checkpoints import PIPELINE
 
 
 @dataclass(frozen=True)
-class Source:
-    """The origin and the description of a Stable Diffusion model."""
+class Origin:
+    """Where a Stable Diffusion model comes from, and its description."""
 
     checkpoint: str
     """As the user names it."""
@@ -35,8 +35,8 @@ class Source:
     """Whether the networks are built without weights."""
 
     @classmethod
-    def of(cls, checkpoint: str, network: Description | None, *, on_meta: bool) -> "Source":
-        """The source that `checkpoint` names, described by its folder or by `network`.
+    def of(cls, checkpoint: str, network: Description | None, *, on_meta: bool) -> "Origin":
+        """The origin that `checkpoint` names, described by its folder or by `network`.
 
         Raises UserError if there is no such checkpoint, if it does not agree with `network`, or if
         a part of the description is missing.
@@ -125,7 +125,7 @@ def controlnet(
 ) -> tuple[nn.Module, str]:
     """A ControlNet and the sha256 of its weights, "" on the meta device.
 
-    Raises UserError as `Source` does.
+    Raises UserError as `Origin` does.
     """
     random = _random_seed(checkpoint)
     if random is None and not (on_meta and network):

@@ -14,7 +14,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.sd_files import Description
-from bdia_exp.models.sd_parts import Source, controlnet, require_control
+from bdia_exp.models.sd_parts import Origin, controlnet, require_control
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.guidance import guided
 from bdia_exp.samplers.schedules import DiscreteVP
@@ -185,14 +185,14 @@ def load(
 
     Raises UserError if something is missing, damaged or of another network.
     """
-    source = Source.of(checkpoint, network, on_meta=device == "meta")
-    parts, hashes = source.networks(), dict[str, str]()
-    if not source.on_meta:
-        hashes["sha256"] = source.sha256(parts)
+    origin = Origin.of(checkpoint, network, on_meta=device == "meta")
+    parts, hashes = origin.networks(), dict[str, str]()
+    if not origin.on_meta:
+        hashes["sha256"] = origin.sha256(parts)
     if control:
         require_control(control)
         parts["controlnet"], hashes["control_sha256"] = controlnet(
-            **control, on_meta=source.on_meta
+            **control, on_meta=origin.on_meta
         )
         sd_files.require_match(parts["controlnet"].config, parts["unet"].config)
     for part, net in parts.items():
@@ -200,14 +200,14 @@ def load(
         ready(net, device, body, channels_last=False)
     pixels = _size(size, parts["unet"].config, _reduction(parts["vae"].config))
     parameters = sum(map(parameter_count, parts.values()))
-    scheduler = source.description["scheduler"]
+    scheduler = origin.description["scheduler"]
     return StableDiffusion(
         parts,
-        source.tokenizer(),
+        origin.tokenizer(),
         sd_files.schedule(scheduler),
         sd_files.prediction(scheduler),
         pixels,
-        {"checkpoint": source.name, "parameters": parameters, **hashes},
+        {"checkpoint": origin.name, "parameters": parameters, **hashes},
         (control or {}).get("scale", 1.0),
     )
 

@@ -15,6 +15,7 @@ class RunFolder:
     """A folder with a `record.json`, written by an earlier start or by this one.
 
     `before` is the earlier record, empty if there was none; it is the same on every rank.
+    `identity` is what decides the results of this run; who claims the folder sets it.
     `record` is the record of this run, set by `begin`; rank 0 writes it.
     """
 
@@ -23,6 +24,7 @@ class RunFolder:
         self._file = root / "record.json"
         mine = dist.rank() == 0
         self.before: Record = dist.broadcast((records.load(self._file) or {}) if mine else {})
+        self.identity: Record = {}
         self.record: Record = {}
 
     @property
@@ -39,7 +41,8 @@ class RunFolder:
 
     def begin(self, record: Record, config: Record) -> None:
         """Writes the configuration and a record that is not complete yet."""
-        self.record = records.provenance() | record | {"complete": False, "config": config}
+        self.record = {**records.provenance(), "identity": self.identity, **record}
+        self.record |= {"complete": False, "config": config}
         if dist.rank() == 0:
             text = OmegaConf.to_yaml(OmegaConf.create(config))
             write_text(self.root / "config.yaml", text)

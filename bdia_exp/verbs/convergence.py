@@ -39,7 +39,7 @@ ABOVE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converging(Asked):
+class ConvergenceStudy(Asked):
     """Problems, samplers and numbers of steps."""
 
     problems: list | str
@@ -62,7 +62,7 @@ class Converging(Asked):
         return {"sigma_min": float(self.sigma_min), "sigma_max": float(self.sigma_max)}
 
 
-def convergence(asked: Converging, compose: Compose) -> Record:
+def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
     """Runs every sampler on every problem with every number of steps; returns what it wrote.
 
     All samplers solve the same ODE from sigma_max to sigma_min. Raises UserError for unknown
@@ -266,4 +266,4 @@ def _markdown(study: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-VERB = Verb(convergence, Converging, composes="sample")
+VERB = Verb(convergence, ConvergenceStudy, composes="sample")

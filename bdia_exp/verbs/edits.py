@@ -24,7 +24,7 @@ from bdia_exp.verbs.edit import edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparing(Asked):
+class EditComparison(Asked):
     """Images, an edit, and the methods that make it."""
 
     images: str
@@ -49,7 +49,7 @@ SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "d
 """The keys that are passed unchanged to every run of `edit`."""
 
 
-def edits(asked: Comparing, compose: Compose) -> Record:
+def edits(asked: EditComparison, compose: Compose) -> Record:
     """Runs `edit` for every method with the same number of steps, then draws the sheet.
 
     Complete runs are not run again. Returns the records by method.
@@ -119,4 +119,4 @@ def _as_word(value: Any) -> str:
     return str(value) if isinstance(value, (int, float)) else quoted(value)
 
 
-VERB = Verb(edits, Comparing, composes="edit")
+VERB = Verb(edits, EditComparison, composes="edit")

@@ -43,7 +43,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proving(Asked):
+class ExactnessStudy(Asked):
     """Problems, methods, numbers of steps, and how states are held."""
 
     problems: list | str
@@ -60,7 +60,7 @@ class Proving(Asked):
         positive("count", self.count)
 
 
-def exactness(asked: Proving, compose: Compose) -> Record:
+def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
     """Runs every round trip and returns what it wrote.
 
     Raises UserError for unknown names, or samplers without an inverse, before anything runs.
@@ -240,4 +240,4 @@ def _markdown(study: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-VERB = Verb(exactness, Proving, composes="sample")
+VERB = Verb(exactness, ExactnessStudy, composes="sample")

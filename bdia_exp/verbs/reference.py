@@ -18,7 +18,7 @@ from bdia_exp.verbs import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class Referring(Computing):
+class ReferenceSet(Computing):
     """A set of images, and the features for its statistics."""
 
     images: str
@@ -29,7 +29,7 @@ class Referring(Computing):
     limit: int | None
 
 
-def reference(asked: Referring) -> Statistics:
+def reference(asked: ReferenceSet) -> Statistics:
     """Writes the statistics of a set of images, an npz to give as `reference=`. Returns them."""
     device = dist.device(asked.device)
     require_size(asked.resize)
@@ -52,4 +52,4 @@ def reference(asked: Referring) -> Statistics:
     return statistics
 
 
-VERB = Verb(reference, Referring, parallel=True)
+VERB = Verb(reference, ReferenceSet, parallel=True)

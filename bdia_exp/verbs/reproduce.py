@@ -16,7 +16,7 @@ from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
-from bdia_exp.verbs.table import Tabling, report_of, table
+from bdia_exp.verbs.table import TableDrawing, report_of, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
     drawn: Record = {}
     if len(lacking) < len(plan):
         report = report_of(asked.experiment, asked.report)
-        given = Tabling(experiment=asked.experiment, out=str(asked.root), report=report)
+        given = TableDrawing(experiment=asked.experiment, out=str(asked.root), report=report)
         drawn = table(given)
     if lacking:
         reasons = dict.fromkeys(why for whys in lacking.values() for why in whys)

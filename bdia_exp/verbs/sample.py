@@ -79,7 +79,6 @@ def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record
     """The record of a run before it has made images."""
     return {
         "command": "sample",
-        **run.record,
         "model": {"name": asked.model.name, **job.model.provenance},
         "sampler": asked.sampler.name,
         "grid": asked.grid.name,

@@ -15,7 +15,7 @@ from bdia_exp.verbs import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tabling(Asked):
+class TableDrawing(Asked):
     """An experiment, and where its records are."""
 
     experiment: Record
@@ -34,7 +34,7 @@ def report_of(experiment: Record, report: str | None) -> str:
     return report
 
 
-def table(asked: Tabling) -> Record:
+def table(asked: TableDrawing) -> Record:
     """Draws an experiment's tables, plot and sheet from its records, and prints the tables."""
     experiment = asked.experiment
     root = folder_of(asked.out, experiment["name"])
@@ -56,4 +56,4 @@ def table(asked: Tabling) -> Record:
     return drawn
 
 
-VERB = Verb(table, Tabling)
+VERB = Verb(table, TableDrawing)

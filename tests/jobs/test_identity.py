@@ -57,7 +57,7 @@ def test_null_is_a_value_where_it_is_not_the_default():
 def test_weights_are_those_that_were_claimed(tmp_path):
     """A published file may have changed since the run's first start."""
     run = RunFolder(tmp_path)
-    run.record = {"identity": {"checkpoint": "0" * 64, "control_network": "random:0"}}
+    run.identity = {"checkpoint": "0" * 64, "control_network": "random:0"}
     require_weights(run, {"sha256": "0" * 64, "control_sha256": "1" * 64})
     with pytest.raises(UserError, match=r"checkpoint was 0+, now 2+"):
         require_weights(run, {"sha256": "2" * 64})

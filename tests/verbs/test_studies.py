@@ -18,7 +18,7 @@ from bdia_exp.jobs.identity import plainly
 from bdia_exp.jobs.problems import rms
 from bdia_exp.report import figures
 from bdia_exp.store.cache import Cells
-from bdia_exp.verbs.convergence import Converging, order
+from bdia_exp.verbs.convergence import ConvergenceStudy, order
 from bdia_exp.verbs.convergence import convergence as converge
 from tests.asking import compose
 
@@ -88,7 +88,7 @@ def test_only_what_is_missing_is_computed_again(convergence):
 @pytest.mark.quick
 def test_a_label_may_stand_for_overrides(tmp_path):
     given = [{"BDIA": ["sampler=bdia_ddim", "sampler.gamma=0.5"]}, "bdia_ddim sampler.gamma=0.5"]
-    asked = Converging(
+    asked = ConvergenceStudy(
         problems=["gaussian"],
         samplers=given,
         steps=[2, 4],

@@ -225,7 +225,7 @@ def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> No
     known, hints = inspect.signature(function).parameters, hints_of(function)
     for key, value in arguments.items():
         if key not in known:
-            raise UserError(f"there is no key {prefix + key!r}{nearest(key, known)}")
+            raise UserError(f"there is no key {prefix + key!r}{nearest(key, map(as_key, known))}")
         hint = hints.get(key)
         union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         allowed = [getattr(kind, "__supertype__", kind) for kind in union]

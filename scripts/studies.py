@@ -19,7 +19,8 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.report import figures
 from bdia_exp.store.files import write_text
-from bdia_exp.store.images import ImageSet, contact_sheet
+from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.store.images import contact_sheet
 
 EDITS = {
     "DDIM": "ddim",

@@ -11,7 +11,7 @@ from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models.estimates import Cost, cost_of, in_bytes
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.images import is_image_set
+from bdia_exp.store.image_sets import is_image_set
 from bdia_exp.store.records import Record
 
 

@@ -22,7 +22,8 @@ from bdia_exp.samplers.cost import grid_for
 from bdia_exp.seeds import Generators
 from bdia_exp.sources import prompts
 from bdia_exp.sources.prompts import Prompts
-from bdia_exp.store.images import Folder, ImageSet, Latents
+from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.store.images import Folder, Latents
 from bdia_exp.store.records import Record
 
 

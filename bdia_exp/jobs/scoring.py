@@ -10,7 +10,7 @@ from bdia_exp.jobs.settings import Scoring
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.images import ImageSet, is_image_set
+from bdia_exp.store.image_sets import ImageSet, is_image_set
 
 
 def scorer_of(asked: Scoring, device: str, batch: int) -> Score:

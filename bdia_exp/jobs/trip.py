@@ -30,7 +30,8 @@ from bdia_exp.samplers.inversion import STATES, Inversion, Kept
 from bdia_exp.sources import prompts
 from bdia_exp.store import records
 from bdia_exp.store.files import atomic
-from bdia_exp.store.images import Folder, ImageSet, contact_sheet
+from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.store.images import Folder, contact_sheet
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
 

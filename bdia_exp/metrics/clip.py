@@ -12,7 +12,7 @@ from torch import Tensor
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 
 CHUNK = 64  # images at a time
 

@@ -17,7 +17,8 @@ from bdia_exp.samplers.cost import evaluations
 from bdia_exp.samplers.schedules import linear_vp
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
-from bdia_exp.store.images import ImageSet, contact_sheet
+from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.store.images import contact_sheet
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.edit import edit

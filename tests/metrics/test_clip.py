@@ -20,7 +20,8 @@ from bdia_exp.metrics.clip import Clip, prompts_of
 from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.images import Folder, ImageSet
+from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.store.images import Folder
 from bdia_exp.verbs import verb
 
 IMAGES = torch.randint(

@@ -19,7 +19,7 @@ from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
 
 RNG = np.random.default_rng(0)

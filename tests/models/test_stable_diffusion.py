@@ -15,7 +15,7 @@ from bdia_exp.models import Text, sd_files
 from bdia_exp.models.estimates import measure
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
 from bdia_exp.samplers.schedules import edm
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 from tests.models.tiny_sd import CONTROL, PROMPT, configured, edit, latents, network, refusal, tiny
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")

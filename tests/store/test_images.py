@@ -11,7 +11,8 @@ from PIL import Image
 
 from bdia_exp.errors import UserError
 from bdia_exp.store.files import atomic, write_text
-from bdia_exp.store.images import Folder, ImageSet, contact_sheet, is_image_set
+from bdia_exp.store.image_sets import ImageSet, is_image_set
+from bdia_exp.store.images import Folder, contact_sheet
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
 from tests.verbs.running import QUICK, pngs, sample
 
@@ -89,7 +89,7 @@ def test_another_experiment_in_the_same_folder_is_refused(whole):
 
 
 def test_zip_holds_the_same_images(whole, tmp_path):
-    from bdia_exp.store.images import ImageSet
+    from bdia_exp.store.image_sets import ImageSet
 
     sample(tmp_path, "images=40", "save=zip")
     assert not (tmp_path / "images").exists()
@@ -156,7 +156,7 @@ def test_a_label_for_an_unconditional_model_is_refused(tmp_path):
 
 
 def test_half_precision_draws_the_same_pictures(whole, tmp_path):
-    from bdia_exp.store.images import ImageSet
+    from bdia_exp.store.image_sets import ImageSet
 
     sample(tmp_path, "images=16", "dtype=bfloat16")
     full, half = (ImageSet(root).read(range(16)).float() for root in (whole, tmp_path))
@@ -182,7 +182,7 @@ def test_diverging_sampler_is_said():
 def test_cuda_images_are_those_of_the_cpu(whole, tmp_path):
     """The same noise on every device; only rounding differs."""
     sample(tmp_path, "images=16", "device=cuda")
-    from bdia_exp.store.images import ImageSet
+    from bdia_exp.store.image_sets import ImageSet
 
     cpu, gpu = (ImageSet(root).read(range(16)).int() for root in (whole, tmp_path))
     assert (cpu - gpu).abs().max() <= 2

@@ -14,7 +14,7 @@ from PIL import Image
 from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 
 ROOT = Path(__file__).parents[2]

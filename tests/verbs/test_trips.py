@@ -15,7 +15,7 @@ from bdia_exp.cli import main
 from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
-from bdia_exp.store.images import ImageSet
+from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import verb
 

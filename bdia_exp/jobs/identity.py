@@ -44,6 +44,9 @@ MODULES = {
 """A module's name, in old and new records → the module that has its functions now."""
 FILES = {"checkpoint"}
 """The arguments that name a file. An identity has the file's sha256 instead."""
+CORRECTED = {"edict": {"alternate": "order of updates"}}
+"""Sampler → argument → its value in new identities. What this argument does was wrong before and was
+corrected, so results of both kinds must have different identities."""
 
 
 def plainly(config: Any) -> Any:
@@ -60,6 +63,13 @@ def plainly(config: Any) -> Any:
         for key, value in found.items()
         if DEFAULTS.get(key, MISSING) != value and f"{key}_sha256" not in found
     }
+
+
+def sampler_identity(config: Any) -> Record:
+    """A sampler's configuration as a part of a new identity (see `CORRECTED`)."""
+    found: Record = plainly(config)
+    new = CORRECTED.get(found["call"], {})
+    return {key: new.get(key, value) for key, value in found.items()}
 
 
 def _plain(node: Any) -> Any:
@@ -146,7 +156,7 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
         made = name if name.startswith("random:") else None
         if found := _sha256(name) or known.get(what) or made:
             chosen[what] = found
-    return plainly(chosen | more)
+    return plainly(chosen | more | {"sampler": sampler_identity(asked.sampler.config)})
 
 
 def _sha256(name: str) -> str | None:

@@ -37,8 +37,8 @@ class Coupling(Protocol):
 class EDICT:
     """EDICT [BDIA 11-14], undone by [BDIA 15-18]. Two evaluations per step.
 
-    `p` mixes the two states; the mix is undone by dividing by p, so p > 0. With `alternate` the two
-    exchange their roles at every other step, as in EDICT's public code.
+    `p` mixes the two states; the mix is undone by dividing by p, so p > 0. With `alternate`, y is
+    updated before z at every other step, as in EDICT's public code; the mix stays as printed.
     Raises UserError unless 0 < p ≤ 1.
     """
 
@@ -56,22 +56,25 @@ class EDICT:
         return 1 / self.p**2
 
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
-        z, y = self._turned(pair, place)
-        z = transfer(z, model(y, s).eps, s, t)
-        y = transfer(y, model(z, s).eps, s, t)
+        first, second = self._ordered(pair, place)
+        first = transfer(first, model(second, s).eps, s, t)
+        second = transfer(second, model(first, s).eps, s, t)
+        z, y = self._ordered((first, second), place)
         z = self.p * z + (1 - self.p) * y
         y = self.p * y + (1 - self.p) * z
-        return self._turned((z, y), place)
+        return z, y
 
     def undo(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
-        z, y = self._turned(pair, place)
+        z, y = pair
         y = (y - (1 - self.p) * z) / self.p
         z = (z - (1 - self.p) * y) / self.p
-        y = transfer(y, model(z, s).eps, t, s)
-        z = transfer(z, model(y, s).eps, t, s)
-        return self._turned((z, y), place)
+        first, second = self._ordered((z, y), place)
+        second = transfer(second, model(first, s).eps, t, s)
+        first = transfer(first, model(second, s).eps, t, s)
+        return self._ordered((first, second), place)
 
-    def _turned(self, pair: Pair, place: int) -> Pair:
+    def _ordered(self, pair: Pair, place: int) -> Pair:
+        """(z, y) → the state that this step updates first, and the other; or back to (z, y)."""
         return pair[::-1] if self.alternate and place % 2 else pair
 
 

@@ -42,8 +42,8 @@ def multistep(
     uses only the level and the state of the past; its noise estimate is for rules that need it.
 
     `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
-    z_{i+1} + γ times its own error term, as in the public code before October 2023; it has no
-    inverse. `final` is the rule of the last step if that is another one (DPM-Solver's
+    z_{i+1} + γ times its own error term; it has no inverse. At γ = ½ only, this is the public code
+    before October 2023, which refined with ½ for every γ. `final` is the rule of the last step if that is another one (DPM-Solver's
     "lower_order_final"). Raises UserError for a negative γ.
     """
     _check_gamma(gamma)

@@ -16,7 +16,7 @@ from bdia_exp import dist
 from bdia_exp.console import positive, progress
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
-from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.identity import plainly, sampler_identity
 from bdia_exp.jobs.problems import Problem, last, problems_of, rms
 from bdia_exp.models.toy import Gaussian
 from bdia_exp.overrides import entries, whole_numbers
@@ -142,7 +142,7 @@ def _row(
         identity = {
             **problem.identity,
             **span,
-            "sampler": chosen.config,
+            "sampler": sampler_identity(chosen.config),
             "levels": chosen.levels,
             "steps": n,
             "reference": exact.identity,

@@ -12,7 +12,7 @@ from bdia_exp import dist
 from bdia_exp.console import one_of, positive, progress
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
-from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.identity import plainly, sampler_identity
 from bdia_exp.jobs.problems import Problem, last, problems_of, rms
 from bdia_exp.overrides import entries, numbers, whole_numbers
 from bdia_exp.report import figures
@@ -136,6 +136,7 @@ def _row(
         identity = {
             **problem.identity,
             **method.config,
+            "sampler": sampler_identity(method.config["sampler"]),
             "state": method.state,
             "start": start,
             "steps": n,

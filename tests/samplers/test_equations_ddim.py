@@ -147,14 +147,22 @@ def test_bdia_11_14_edict(paper, p):
         same(z, pair[0], atol=1e-12)
 
 
-def test_edict_may_exchange_the_roles_at_every_other_step(paper):
-    """Steps N − 1, N − 3, … are (11)-(14) with z and y exchanged."""
-    coupling = EDICT(0.93, alternate=True)
+@pytest.mark.parametrize("p", EDICT_P)
+def test_edict_may_update_y_first_at_every_other_step(paper, p):
+    """EDICT's public code: at steps N − 1, N − 3, … (12) and then (11) update; (13)-(14) stay."""
+    coupling = EDICT(p, alternate=True)
     pairs = [(Z_N, Z_N.flip(0))]
     for i in range(N, 0, -1):
         z, y = pairs[-1]
-        odd = (N - i) % 2
-        pairs.append(eq11_14(paper, i, y, z, 0.93)[::-1] if odd else eq11_14(paper, i, z, y, 0.93))
+        a, b = paper.a(i), paper.b(i)
+        if (N - i) % 2:
+            y = a * y + b * paper.eps(z, i)
+            z = a * z + b * paper.eps(y, i)
+        else:
+            z = a * z + b * paper.eps(y, i)
+            y = a * y + b * paper.eps(z, i)
+        z = p * z + (1 - p) * y
+        pairs.append((z, p * y + (1 - p) * z))
     same(list(coupled(NETWORK, pairs[0], paper.grid, coupling)), pairs[1:], atol=1e-12)
     back = list(coupled(NETWORK, pairs[-1], paper.grid, coupling, undo=True))
     same(back, pairs[-2::-1], atol=1e-12)

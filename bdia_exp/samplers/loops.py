@@ -42,9 +42,9 @@ def multistep(
     uses only the level and the state of the past; its noise estimate is for rules that need it.
 
     `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
-    z_{i+1} + γ times its own error term; it has no inverse. At γ = ½ only, this is the public code
-    before October 2023, which refined with ½ for every γ. `final` is the rule of the last step if that is another one (DPM-Solver's
-    "lower_order_final"). Raises UserError for a negative γ.
+    z_{i+1} + γ times its own error term; it has no inverse. At γ = ½ only, "hat" is the public code
+    before October 2023, which refined with ½ for every γ. `final` is the rule of the last step if
+    that is another one (DPM-Solver's "lower_order_final"). Raises UserError for a negative γ.
     """
     _check_gamma(gamma)
     _check_refine(refine)

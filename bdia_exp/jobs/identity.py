@@ -45,8 +45,8 @@ MODULES = {
 FILES = {"checkpoint"}
 """The arguments that name a file. An identity has the file's sha256 instead."""
 CORRECTED = {"edict": {"alternate": "order of updates"}}
-"""Sampler → argument → its value in new identities. What this argument does was wrong before and was
-corrected, so results of both kinds must have different identities."""
+"""Sampler → argument → its value in new identities. The meaning of this argument was corrected, so
+results from before and after the correction have different identities."""
 
 
 def plainly(config: Any) -> Any:

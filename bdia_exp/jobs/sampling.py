@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.settings import Drawing, Solving
+from bdia_exp.jobs.settings import Drawing, Sampling, Solving
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import grid_for
@@ -179,10 +179,11 @@ class Places:
     decode: bool = True
 
     @classmethod
-    def of(cls, root: Path, save: str, decode: bool) -> "Places":
-        """The places of a run of `sample`. Without `decode`, it makes no images."""
-        folder = Folder(root) if save in ("folder", "zip", "scratch") else None
-        return cls(folder, Latents(root), save == "latents", decode)
+    def of(cls, root: Path, asked: Sampling) -> "Places":
+        """The places of a run of `sample`."""
+        folder = Folder(root) if asked.save in ("folder", "zip", "scratch") else None
+        kept = asked.save == "latents"
+        return cls(folder, Latents(root), kept, decode=asked.score or not kept)
 
 
 def stream(
@@ -202,13 +203,11 @@ def stream(
 
     def start(seeds: Sequence[int]) -> Batch:
         everyone = len(seeds) * dist.world()  # the bar of rank 0 counts for all ranks
-        if places.images and places.images.has(seeds):
+        images = places.images.read(seeds) if places.images else None
+        states = places.latents.read(seeds) if images is None else None
+        if images is not None or states is not None:
             advance(everyone)
-            return Batch(seeds, None, job.draw(seeds)[1], None, places.images.read(seeds))
-        if places.latents.has(seeds):
-            advance(everyone)
-            states = places.latents.read(seeds, job.model.shape)
-            return Batch(seeds, states, job.draw(seeds)[1], None)
+            return Batch(seeds, states, job.draw(seeds)[1], None, images)
         return job.sample(seeds, partial(advance, everyone / steps))
 
     def finish(batch: Batch) -> Batch:

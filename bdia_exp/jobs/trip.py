@@ -221,6 +221,7 @@ class Trip:
         if pictures is not None:
             folder.remove()  # images of this run from before an interruption
             folder.write(range(total), pictures)
+            folder.manifest.merge()
             if self.labels is not None:
                 shown = getattr(self.asked, "to", None)
                 labels = self.labels.tolist() if shown is None else [shown] * total

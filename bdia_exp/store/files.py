@@ -14,18 +14,28 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 
+PART = ".part"
+"""The end of a temporary file's name."""
+
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path to write to. It is renamed to `path` when the block ends without an error.
+
+    With `durable` it waits until the disk has the file, so `path` is whole also after a power cut.
+    Without, it is faster; the reader must then know the file by its hash.
 
     Raises UserError, and removes the temporary file, if the disk is full or cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if durable:
+            _flush(part)
         os.replace(part, path)
+        if durable:
+            _flush(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -36,6 +46,25 @@ def atomic(path: Path) -> Iterator[Path]:
             f"cannot write {path} ({error.strerror or error}): choose another out="
         ) from None
     finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Waits until the disk has this file, or the names in this folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not on this file system
+            raise
+    finally:
+        os.close(number)
+
+
+def remove_parts(root: Path) -> None:
+    """Deletes the temporary files that a killed process left in a folder that nobody else uses."""
+    for part in root.rglob(f".*{PART}"):
         with suppress(OSError):
             part.unlink()
 

@@ -1,16 +1,19 @@
 """Images on disk. A run can be killed at any moment and continued later.
 
-A run stores image k as `images/{k//1000*1000:06d}/{k:06d}.png`, EDM's layout of sub-folders. No
-file is ever incomplete. A finished run can be packed into one uncompressed zip with the same names
-inside. Both contain `dataset.json`, from which EDM's tools read the labels.
+A run stores image k as `images/{k//1000*1000:06d}/{k:06d}.png`, EDM's layout of sub-folders. A
+finished run can be packed into one uncompressed zip with the same names inside. Both contain
+`dataset.json`, from which EDM's tools read the labels. `images.csv` lists the sha256 of each image.
 """
 
+import io
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,107 +23,174 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 from bdia_exp.store.files import as_tensor, atomic, decode, to_pil, write_text
+from bdia_exp.store.manifest import Manifest
 
-WRITERS = min(8, os.cpu_count() or 1)
+LABELS = "dataset.json"
 LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
+THREADS = min(8, os.cpu_count() or 1)  # to compress, hash and write files
 
 
-class Folder:
-    """The images of one run, by seed."""
+class _BySeed:
+    """The files of one run, one for each seed, such as `images/000000/000017.png`.
 
-    def __init__(self, root: Path):
-        self.root = root / "images"
-        self.zip = root / "images.zip"
+    The run's `Manifest` lists them. A file that was damaged, or that another program put there, has
+    other bytes than the list says, and counts as missing.
+    """
+
+    def __init__(self, root: Path, kind: str, suffix: str):
+        self.root, self.suffix = root / kind, suffix
+        self.manifest = Manifest(root, kind)
+
+    def name(self, seed: int) -> str:
+        return f"{seed - seed % 1000:06d}/{seed:06d}{self.suffix}"
 
     def path(self, seed: int) -> Path:
         return self.root / self.name(seed)
 
-    @staticmethod
-    def name(seed: int) -> str:
-        return f"{seed - seed % 1000:06d}/{seed:06d}.png"
+    def load(self, seed: int) -> bytes | None:
+        """The bytes that the run wrote for this seed; None if they are not there."""
+        return self._listed(seed, self._at(seed))
+
+    def load_all(self, seeds: Iterable[int]) -> list[bytes] | None:
+        """The bytes of all these seeds; None if one is missing."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = [*pool.map(self.load, seeds)]
+        whole = [data for data in found if data is not None]
+        return whole if len(whole) == len(found) else None
 
     def has(self, seeds: Iterable[int]) -> bool:
-        return all(self.path(seed).exists() for seed in seeds)
+        """Whether the files of all these seeds are there. It reads all of them."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return all(pool.map(lambda seed: self.load(seed) is not None, seeds))
+
+    def store(self, files: Mapping[int, bytes]) -> None:
+        """Writes these files, seed → bytes, and lists them."""
+
+        def write(seed: int) -> None:
+            if self._at(seed) != files[seed]:
+                with atomic(self.path(seed), durable=False) as part:
+                    part.write_bytes(files[seed])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(write, files))
+        self.manifest.add(files)
+
+    def remove(self) -> None:
+        """Deletes the files and their list."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.manifest.remove()
+
+    def _at(self, seed: int) -> bytes | None:
+        """What the file of this seed contains."""
+        try:
+            return self.path(seed).read_bytes()
+        except OSError:
+            return None
+
+    def _listed(self, seed: int, data: bytes | None) -> bytes | None:
+        return data if data is not None and self.manifest.has(seed, data) else None
+
+
+class Folder(_BySeed):
+    """The images of one run, by seed: PNG files in `images/`, or in `images.zip`."""
+
+    def __init__(self, root: Path):
+        super().__init__(root, "images", ".png")
+        self.zip = root / "images.zip"
+
+    def load(self, seed: int) -> bytes | None:
+        return super().load(seed) or self._listed(seed, self._zipped(seed))
 
     def write(self, seeds: Sequence[int], images: Tensor) -> None:
-        """Stores images, uint8 [B, C, H, W]. Existing files are not changed."""
+        """Stores images, uint8 [B, C, H, W]."""
+        with ThreadPoolExecutor(THREADS) as pool:  # compression releases Python's lock
+            self.store(dict(zip(seeds, pool.map(_as_png, images), strict=True)))
 
-        def write(seed: int, image: Tensor) -> None:
-            if not self.path(seed).exists():
-                with atomic(self.path(seed)) as part:
-                    to_pil(image).save(part, format="png")
-
-        with ThreadPoolExecutor(WRITERS) as pool:  # compression releases Python's lock
-            list(pool.map(write, seeds, images))
-
-    def read(self, seeds: Sequence[int]) -> Tensor:
-        """The stored images of these seeds, uint8 [B, C, H, W]."""
-        return torch.stack([decode(self.path(seed).read_bytes()) for seed in seeds])
+    def read(self, seeds: Sequence[int]) -> Tensor | None:
+        """The stored images of these seeds, uint8 [B, C, H, W]; None if one is missing."""
+        found = self.load_all(seeds)
+        return None if found is None else torch.stack([decode(data) for data in found])
 
     def label(self, seeds: Sequence[int], labels: Sequence[int]) -> None:
         """Writes dataset.json: the class of every image."""
         rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
-        write_text(self.root / "dataset.json", json.dumps({"labels": rows}))
-
-    def remove(self) -> None:
-        """Deletes the images."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        write_text(self.root / LABELS, json.dumps({"labels": rows}))
 
     def pack(self, seeds: Sequence[int]) -> None:
         """Moves the images into one uncompressed zip; its bytes depend only on the images."""
-        names = [self.name(seed) for seed in sorted(seeds)]
-        if (self.root / "dataset.json").exists():
-            names.append("dataset.json")
+        labels = self.root / LABELS
         with atomic(self.zip) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for name in names:
-                entry = zipfile.ZipInfo(name)  # its date is always 1980
-                archive.writestr(entry, (self.root / name).read_bytes())
-        for name in names:
-            (self.root / name).unlink()
-        for folder in {Path(name).parent for name in names} - {Path(".")}:
-            _remove_if_empty(self.root / folder)
-        _remove_if_empty(self.root)
+            for seed in sorted(seeds):  # the date of an entry is always 1980
+                archive.writestr(zipfile.ZipInfo(self.name(seed)), self._own(seed))
+            if labels.exists():
+                archive.writestr(zipfile.ZipInfo(LABELS), labels.read_bytes())
+        self.__dict__.pop("_archive", None)
+        for file in (labels, *map(self.path, seeds)):
+            file.unlink(missing_ok=True)
+        for folder in (*{self.path(seed).parent for seed in seeds}, self.root):
+            _remove_if_empty(folder)
+
+    def unpack(self, seeds: Sequence[int]) -> None:
+        """Moves the images out of the zip of an earlier start, if there is one."""
+        if self.zip.exists():
+            for seed in seeds:
+                self.store({seed: self._own(seed)})
+            self.zip.unlink()
+
+    def _own(self, seed: int) -> bytes:
+        data = self.load(seed)
+        if data is None:
+            raise UserError(f"{self.path(seed)} was removed or changed: run the same command again")
+        return data
+
+    def _zipped(self, seed: int) -> bytes | None:
+        try:
+            return self._archive.read(self.name(seed)) if self._archive else None
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+            return None
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile | None:
+        try:
+            return zipfile.ZipFile(self.zip)
+        except (OSError, zipfile.BadZipFile):
+            return None
 
 
-class Latents:
+class Latents(_BySeed):
     """The end states of one run, by seed, still to be decoded.
 
     One file per seed, such as `latents/000000/000017.npy`: float64 [C, h, w].
     """
 
     def __init__(self, root: Path):
-        self.root = root / "latents"
-
-    def path(self, seed: int) -> Path:
-        return (self.root / Folder.name(seed)).with_suffix(".npy")
-
-    def has(self, seeds: Iterable[int]) -> bool:
-        return all(self.path(seed).exists() for seed in seeds)
+        super().__init__(root, "latents", ".npy")
 
     def write(self, seeds: Sequence[int], states: Tensor) -> None:
         """Stores states, [B, C, h, w]."""
-        for seed, state in zip(seeds, states.double().cpu().numpy(), strict=True):
-            with atomic(self.path(seed)) as part, open(part, "wb") as file:
-                np.save(file, state, allow_pickle=False)
+        arrays = states.double().cpu().numpy()
+        self.store({seed: _as_npy(array) for seed, array in zip(seeds, arrays, strict=True)})
 
-    def read(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-        """The states of these seeds, float64 [B, *shape]. Raises UserError for a damaged file."""
-        states = []
-        for seed in seeds:
-            try:
-                state = np.load(self.path(seed), allow_pickle=False)
-                if (
-                    state.shape != shape
-                    or state.dtype != np.float64
-                    or not np.isfinite(state).all()
-                ):
-                    raise ValueError(f"{state.dtype} {state.shape}, not float64 {shape}")
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(
-                    f"{self.path(seed)} is damaged ({error}): remove it and run again"
-                ) from None
-            states.append(torch.from_numpy(state))
-        return torch.stack(states)
+    def read(self, seeds: Sequence[int]) -> Tensor | None:
+        """The states of these seeds, float64 [B, C, h, w]; None if one is missing."""
+        found = self.load_all(seeds)
+        return None if found is None else torch.stack([_from_npy(data) for data in found])
+
+
+def _as_npy(array: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    return data.getvalue()
+
+
+def _from_npy(data: bytes) -> Tensor:
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def _as_png(image: Tensor) -> bytes:
+    data = io.BytesIO()
+    to_pil(image).save(data, format="png")
+    return data.getvalue()
 
 
 def contact_sheet(

@@ -56,7 +56,11 @@ def save(path: Path, record: Record) -> None:
     write_text(path, json.dumps(record, indent=1, default=str) + "\n")
 
 
-def load(path: Path) -> Record | None:
+OBJECTS = ("identity", "config", "score", "model")
+"""The entries of a record that are JSON objects, where a record has them."""
+
+
+def load(path: Path, advice: str = "remove it and run again") -> Record | None:
     """The record at `path`, or None if there is none. Raises UserError if it is damaged."""
     if not path.exists():
         return None
@@ -64,9 +68,14 @@ def load(path: Path) -> Record | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("not an object")
+        for key in OBJECTS:
+            if not isinstance(record.get(key, {}), dict):
+                raise ValueError(f"its {key} is not an object")
         return record
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and run again") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged (too many levels): {advice}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from None
 
 
 def require_same(

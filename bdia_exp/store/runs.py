@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
-from bdia_exp.store import records
-from bdia_exp.store.files import write_text
+from bdia_exp.store import locks, records
+from bdia_exp.store.files import remove_parts, write_text
 from bdia_exp.store.records import Record
 
 
@@ -23,31 +23,60 @@ class RunFolder:
         self.root = root
         self._file = root / "record.json"
         mine = dist.rank() == 0
-        self.before: Record = dist.broadcast((records.load(self._file) or {}) if mine else {})
+        self.before: Record = dist.broadcast(self._read() if mine else {})
         self.identity: Record = {}
         self.record: Record = {}
+
+    def _read(self) -> Record:
+        advice = "remove that folder, or choose another out="
+        return records.load(self._file, advice) or {}
 
     @property
     def complete(self) -> bool:
         """Whether an earlier start completed the run."""
         return bool(self.before.get("complete"))
 
-    def require_ours(self) -> None:
-        """Raises UserError if the folder has files but no record."""
-        if not self.before and self.root.is_dir() and any(self.root.iterdir()):
+    def require_ours(self, *names: str) -> None:
+        """Raises UserError if the folder has no record but one of these files, or any file.
+
+        Hidden files do not count. Images without a record may be of any sampler.
+        """
+        if self.before:
+            return
+        found = sorted(self.root.glob("[!.]*"))
+        if names:
+            found = [path for path in found if path.name in names]
+        if found:
             raise UserError(
-                f"{self.root} holds other files: choose another out=, or an empty folder"
+                f"{self.root} holds other files ({found[0].name}) and no record.json: choose "
+                "another out=, or an empty folder"
             )
 
     def begin(self, record: Record, config: Record) -> None:
-        """Writes the configuration and a record that is not complete yet."""
+        """Writes the configuration and a record that is not complete yet.
+
+        From now on the folder is this process's. Raises UserError if another process writes to it.
+        """
         self.record = {**records.provenance(), "identity": self.identity, **record}
         self.record |= {"complete": False, "config": config}
+        trouble = None
         if dist.rank() == 0:
-            text = OmegaConf.to_yaml(OmegaConf.create(config))
-            write_text(self.root / "config.yaml", text)
-            records.save(self._file, self.record)
-        dist.barrier()
+            try:
+                self._take()
+                text = OmegaConf.to_yaml(OmegaConf.create(config))
+                write_text(self.root / "config.yaml", text)
+                records.save(self._file, self.record)
+            except UserError as error:
+                trouble = str(error)
+        if trouble := dist.broadcast(trouble):  # every rank stops
+            raise UserError(trouble)
+
+    def _take(self) -> None:
+        """Locks the folder, and deletes the temporary files of an earlier start."""
+        locks.lock(self.root)
+        if self._read() != self.before:
+            raise UserError(f"another process has written to {self.root}: run again to go on there")
+        remove_parts(self.root)
 
     def note(self, key: str, value: object) -> None:
         """Adds an entry to the record of an unfinished run."""
@@ -60,4 +89,5 @@ class RunFolder:
         self.record |= {**numbers, "complete": True}
         if dist.rank() == 0:
             records.save(self._file, self.record)
+            locks.unlock(self.root)
         return self.record

@@ -29,7 +29,9 @@ def sample(asked: Sampling) -> Record:
         dist.device("cuda")
     dist.start(device)
     run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
-    if run.complete and _as_before(asked, run.before["config"]):
+    run.require_ours("images", "images.zip", "latents")
+    places = Places.of(run.root, asked)
+    if run.complete and _as_before(asked, run.before["config"]) and _whole(asked, places):
         say(f"{run.root} is complete: nothing to do")
         return run.before
     job = Job.of(asked, device)
@@ -43,7 +45,6 @@ def sample(asked: Sampling) -> Record:
     run.begin(_described(asked, job, run, device), asked.plain())
     if dist.rank() == 0 and job.texts:
         job.texts.prompts.write(run.root / "prompts.csv", wanted)
-    places = Places.of(run.root, asked.save, decode=asked.save != "latents" or scorer is not None)
     tally, began = _Tally(), time.perf_counter()
     with progress(len(wanted), "img") as bar:
         batches = [wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch)]
@@ -73,6 +74,13 @@ def _as_before(asked: Sampling, config: Record) -> bool:
     if config.get("save") != asked.save:
         return False
     return not asked.score or bool(config.get("score") and same_score(config, asked))
+
+
+def _whole(asked: Sampling, places: Places) -> bool:
+    """Whether the files that a complete run keeps are there, as it wrote them."""
+    kept = {"folder": places.images, "zip": places.images, "latents": places.latents}
+    files = kept.get(asked.save)
+    return dist.broadcast(files is None or (dist.rank() == 0 and files.has(asked.wanted)))
 
 
 def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record:
@@ -130,10 +138,14 @@ def _keep(asked: Sampling, tally: _Tally, places: Places, run: RunFolder) -> Non
         save_image(run.root / "sheet.png", sheet)
     if folder and tally.labels and asked.save != "scratch":
         folder.label(wanted, [tally.labels[seed] for seed in wanted])
-    if folder and asked.save == "zip":
-        folder.pack(wanted)
+    if asked.save == "latents":
+        places.latents.manifest.merge()
     if folder and asked.save == "scratch":
         folder.remove()
+    elif folder:
+        folder.manifest.merge()
+        move = folder.pack if asked.save == "zip" else folder.unpack
+        move(wanted)
 
 
 def _tell(run: RunFolder, count: int) -> None:

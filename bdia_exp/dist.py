@@ -9,7 +9,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +24,12 @@ from bdia_exp.errors import UserError, nearest
 
 TOLD = "BDIA_EXP_TOLD"
 """The environment variable with the path of a file; the first process with an error creates it."""
+LAUNCHER = "BDIA_EXP_LAUNCHER"
+"""The environment variable with the number of the process that started the others."""
+LONGEST_WAIT = timedelta(days=1)
+"""How long a process waits for a slower one. Launchers notice processes that died at once."""
+REMIND = 60.0
+"""Seconds between the lines that say that a process waits."""
 
 
 def in_torchrun() -> bool:
@@ -51,6 +61,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ[TOLD] = str(Path(folder) / "told")
+        os.environ[LAUNCHER] = str(os.getpid())
         try:
             elastic_launch(config, sys.executable)("-m", "bdia_exp", *words)
         except ChildFailedError as error:
@@ -80,10 +91,45 @@ def start(device: str = "cpu") -> None:
     """Joins the process group that `torchrun` describes; does nothing in a single process."""
     if not in_torchrun() or td.is_initialized():
         return
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     on_cuda = device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(local_rank())
-    td.init_process_group("nccl" if on_cuda else "gloo")
+    with _together():
+        td.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
+
+
+def _end_with(launcher: int) -> None:
+    """Ends this process when its launcher does not exist any more: somebody killed it."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around work that needs every process. Rank 0 says every minute that it waits.
+
+    Raises UserError if another process has ended or does not answer.
+    """
+    done = threading.Event()
+
+    def remind() -> None:
+        began = time.monotonic()
+        while not done.wait(REMIND):
+            minutes = (time.monotonic() - began) / 60
+            print(f"waiting for the other processes for {minutes:.0f} min", file=sys.stderr)
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        threading.Thread(target=remind, daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).partition("\n")[0]
+        raise UserError(f"another process has ended or does not answer ({what})") from error
+    finally:
+        done.set()
 
 
 def stop() -> None:
@@ -108,7 +154,8 @@ def local_rank() -> int:
 def barrier() -> None:
     """Waits until every rank has reached this point."""
     if td.is_initialized():
-        td.barrier()
+        with _together():
+            td.barrier()
 
 
 def broadcast(value):
@@ -116,7 +163,8 @@ def broadcast(value):
     if not td.is_initialized():
         return value
     box = [value]
-    td.broadcast_object_list(box, src=0)
+    with _together():
+        td.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -125,7 +173,8 @@ def gather(value) -> list:
     if not td.is_initialized():
         return [value]
     out: list = [None] * world()
-    td.all_gather_object(out, value)
+    with _together():
+        td.all_gather_object(out, value)
     return out
 
 
@@ -135,7 +184,8 @@ def average_(tensors: Iterable[Tensor]) -> None:
         return
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
-    td.all_reduce(flat)
+    with _together():
+        td.all_reduce(flat)
     flat /= world()
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         t.copy_(part.view_as(t))

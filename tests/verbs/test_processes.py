@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +88,57 @@ def test_processes_started_by_ourselves_give_the_same(whole, tmp_path):
     )
     assert wrong.returncode == 1
     assert wrong.stderr == "Error: nfe=4 is not possible with this sampler: choose 3 or 5\n"
+
+
+def _workers(launcher: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                found.append(int(folder.name))
+    return found
+
+
+def _until(what, seconds: float = 120) -> bool:
+    deadline = time.time() + seconds
+    while not (found := what()) and time.time() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_the_processes_end_with_their_launcher(whole, tmp_path):
+    """Then the folder is free, and the run can go on."""
+    words = [*QUICK, "images=40", "batch=4", f"out={tmp_path}"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "bdia_exp", "sample", "-p", "2", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert _until(lambda: list(tmp_path.rglob("*.png")))
+    workers = _workers(launcher.pid)
+    assert len(workers) >= 2
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait(60)
+    assert _until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in workers), 20)
+    sample(tmp_path, "images=40", "batch=4")
+    assert pngs(tmp_path) == pngs(whole)
+
+
+SLOW = """
+import time
+from bdia_exp import dist
+dist.REMIND = 0.2
+dist.start()
+time.sleep(dist.rank())
+print(dist.gather(dist.rank()))
+"""
+
+
+def test_a_slow_process_is_waited_for_and_that_is_said():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--no-python", sys.executable, "-c", SLOW]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "waiting for the other processes" in done.stderr
+    assert done.stdout == "[0, 1]\n[0, 1]\n"

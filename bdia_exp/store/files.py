@@ -1,8 +1,10 @@
 """Atomic writing of files, and reading and writing of images."""
 
 import errno
+import glob
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +38,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         os.replace(part, path)
         if durable:
             _flush(path.parent)
+            _remove_old_parts(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -60,6 +63,14 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(number)
+
+
+def _remove_old_parts(path: Path) -> None:
+    """Deletes the temporary files of `path` that killed processes left a day ago or earlier."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with suppress(OSError):
+            if part.stat().st_mtime < time.time() - 86400:
+                part.unlink()
 
 
 def remove_parts(root: Path) -> None:

@@ -1,6 +1,7 @@
 """Images on disk: whole or not at all, the same bytes every time, readable in every form."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_bad_image_sets(tmp_path, images):
         ImageSet(tmp_path / "mixed").read([0, 1])
     with pytest.raises(UserError, match="not a readable image"):
         ImageSet(tmp_path / "broken").read([0])
+
+
+def test_temporary_files_of_killed_processes_do_not_stay_for_ever(tmp_path):
+    old, new = tmp_path / ".record.json.123.part", tmp_path / ".record.json.124.part"
+    for part in (old, new):
+        part.write_text("half")
+    os.utime(old, (0, 0))
+    write_text(tmp_path / "record.json", "whole")
+    assert not old.exists()
+    assert new.exists()  # perhaps another process writes it
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -25,6 +25,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.sources import fetch, hub
 from bdia_exp.sources.edm_pickles import PUBLISHED, plain, read_edm, ready
 from bdia_exp.sources.pickles import brief, few
+from bdia_exp.sources.state_dicts import weights_of
 from bdia_exp.sources.torch_files import read_torch
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -189,7 +190,7 @@ def _read_safetensors(path: Path) -> Parts:
         # EDM's networks have many sizes; for other kinds the configuration gives the network.
         if "model.map_layer0.weight" in state:
             raise UserError(f"the description {beside.name} is missing beside it")
-        return {}, state, {}
+        return {}, weights_of(state), {}
     try:
         about = json.loads(beside.read_text("utf-8"))
     except (ValueError, RecursionError):

@@ -133,7 +133,11 @@ def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
     source, offset, size, stride = node.args[:4]
     (data,) = source.args
     _admit(data, name, seen)
-    flat = _storage(expect(data, bytes), name)
+    return ready(placed(_storage(expect(data, bytes), name), offset, size, stride, name))
+
+
+def placed(flat: Tensor, offset: int, size: tuple, stride: tuple, name: str) -> Tensor:
+    """A view of the numbers of a storage. Raises UserError if it reaches outside of them."""
     if len(size) != len(stride) or len(size) > 8:
         raise UserError(f"the tensor {brief(name)} has an impossible shape")
     numbers = [expect(number, int) for number in (offset, *size, *stride)]
@@ -143,7 +147,7 @@ def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
         0 < math.prod(size) <= flat.numel() and reach <= flat.numel()
     ):
         raise UserError(f"the tensor {brief(name)} reaches outside its {flat.numel()} numbers")
-    return ready(flat.as_strided(size, stride, offset))
+    return flat.as_strided(size, stride, offset)
 
 
 def ready(tensor: Tensor) -> Tensor:

@@ -46,28 +46,29 @@ def asks(value: Any, *names: str) -> bool:
 
 
 def expect(value: Any, *kinds: type) -> Any:
-    """`value`, if its type is exactly one of these. Keys must be strings or integers: the hash of
-    a nested tuple recurses in C without a limit. Raises ValueError for another type."""
+    """`value`, if its type is exactly one of these. Raises ValueError for another type."""
     if type(value) not in kinds:
         raise ValueError(f"{type(value).__name__} where {kinds[0].__name__} belongs")
     return value
 
 
-def interpret(stream: BinaryIO, allowed: Set[str]) -> Any:
+def interpret(
+    stream: BinaryIO, allowed: Set[str], made: Callable[[Call], Any] = lambda call: call
+) -> Any:
     """One pickle (protocol 2 to 5) from the stream, as plain values, `Global`s and `Call`s.
 
-    Sets become lists. It does not use recursion, at any depth of nesting. Raises UserError for a
-    name that is not allowed and for an instruction that no EDM checkpoint needs, and any other
-    exception for damaged bytes.
+    Sets become lists. `made` says what takes the place of a call. It does not use recursion, at any
+    depth of nesting. Raises UserError for a name that is not allowed and for an instruction that no
+    file of weights needs, and any other exception for damaged bytes.
     """
-    machine = _Machine(allowed)
+    machine = _Machine(allowed, made)
     for count, (op, arg, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_INSTRUCTIONS:
             raise UserError(f"refused: over {count:,} instructions, more than in any checkpoint")
         if op.name == "STOP":
             return machine.stack.pop()
         if op.name not in _INSTRUCTIONS:
-            raise UserError(f"refused: no EDM checkpoint needs the pickle instruction {op.name}")
+            raise UserError(f"refused: no file of weights needs the pickle instruction {op.name}")
         _INSTRUCTIONS[op.name](machine, op.name, arg)
     raise ValueError("no STOP")
 
@@ -76,8 +77,8 @@ class _Machine:
     """The stack machine. Each method is one kind of instruction: it takes the instruction's name
     and its argument in the file."""
 
-    def __init__(self, allowed: Set[str]) -> None:
-        self.allowed = allowed
+    def __init__(self, allowed: Set[str], made: Callable[[Call], Any]) -> None:
+        self.allowed, self.made = allowed, made
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -95,7 +96,8 @@ class _Machine:
         if name not in self.allowed:
             asked = brief(name.replace(" ", "."))
             raise UserError(
-                f"refused: it asks for {asked}, which no EDM checkpoint needs; nothing was executed"
+                f"refused: it asks for {asked}, which no file of weights needs; "
+                "nothing was executed"
             )
         return name
 
@@ -131,7 +133,7 @@ class _Machine:
 
     def update(self, op: str, arg: Any) -> None:
         items = self.take(2) if op == "SETITEM" else self.since_mark()
-        keys = [expect(key, str, int) for key in items[::2]]
+        keys = [_key(key) for key in items[::2]]
         expect(self.stack[-1], dict).update(zip(keys, items[1::2], strict=True))
 
     def name(self, op: str, arg: Any) -> None:
@@ -142,7 +144,8 @@ class _Machine:
 
     def call(self, op: str, arg: Any) -> None:
         callee, args = self.take(2)
-        self.stack.append(_called(expect(callee, Global).name, expect(args, tuple)))
+        result = _called(expect(callee, Global).name, expect(args, tuple))
+        self.stack.append(self.made(result) if isinstance(result, Call) else result)
 
     def build(self, op: str, arg: Any) -> None:
         state = self.stack.pop()
@@ -151,7 +154,15 @@ class _Machine:
             self.stack[-1].state = state
 
     def persistent(self, op: str, arg: Any) -> None:
-        self.stack.append(Call(self.permit(PERSISTENT_ID), (self.stack.pop(),)))
+        self.stack.append(self.made(Call(self.permit(PERSISTENT_ID), (self.stack.pop(),))))
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict: texts and small numbers as they are, others as an object that is equal to
+    itself only. The hash of a nested tuple recurses in C without a limit, and large numbers can be
+    chosen to have equal hashes."""
+    small = type(value) is int and abs(value) < 1 << 60
+    return value if small or type(value) is str else Call("key", (value,))
 
 
 def _called(name: str, args: tuple) -> Any:
@@ -171,7 +182,8 @@ _KINDS: dict[Callable[[_Machine, str, Any], None], str] = {
     _Machine.remember: "MEMOIZE BINPUT LONG_BINPUT",
     _Machine.recall: "BINGET LONG_BINGET",
     _Machine.constant: "NONE NEWTRUE NEWFALSE EMPTY_TUPLE BININT BININT1 BININT2 LONG1 LONG4 "
-    "BINFLOAT SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8",
+    "BINFLOAT SHORT_BINSTRING SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES "
+    "BINBYTES8",
     _Machine.new_list: "EMPTY_LIST EMPTY_SET",
     _Machine.new_dict: "EMPTY_DICT",
     _Machine.new_tuple: "TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET",

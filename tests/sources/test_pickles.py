@@ -99,7 +99,7 @@ def test_dotted_names_resolve_nothing(tmp_path, name):
 )
 def test_other_instructions_are_refused(tmp_path, instruction):
     text = refusal(tmp_path, b"\x80\x04" + instruction + b".")
-    assert "refused: no EDM checkpoint needs the pickle instruction" in text
+    assert "refused: no file of weights needs the pickle instruction" in text
 
 
 def test_a_persistent_id_is_refused_outside_a_storage(tmp_path):

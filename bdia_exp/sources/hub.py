@@ -136,12 +136,14 @@ def _wanted(names: Iterable[str]) -> list[str]:
 
 def _fault(path: Path, published: Any) -> str:
     """How the file differs from what the hub states; empty if it does not."""
+    if (size := path.stat().st_size) != published.size:
+        return f"{size} bytes, not {published.size}"
     if published.lfs:
         wanted, found = published.lfs["sha256"], fetch.digest(path)
         return "" if found == wanted else f"sha256 {found}, not {wanted}"
     data = path.read_bytes()  # a small file: Git's own hash of it
     found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    wanted = published.blob_id or found
+    wanted = published.blob_id
     return "" if found == wanted else f"Git's hash {found}, not {wanted}"
 
 

@@ -240,6 +240,16 @@ def test_a_file_behind_several_links_is_removed_with_them(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["shared"]
 
 
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+@pytest.mark.parametrize("stated", [{"size": 5}, {"lfs": None, "blobId": None}])
+def test_a_hub_that_states_no_hash_or_another_size(site, folder, monkeypatch, name, stated):
+    about = site.about
+    monkeypatch.setattr(site, "about", lambda n: about(n) | (stated if n == name else {}))
+    with refusal(REPO):
+        hub.get(SPEC)
+    assert hub.cached(SPEC) is None
+
+
 def test_half_a_download_is_none(site, folder):
     name = "vae/diffusion_pytorch_model.bin"
     site.sent = {name: FILES[name][:100]}

@@ -27,7 +27,9 @@ class Costs:
     def of(self, run: Run) -> Cost | None:
         """The estimated cost of this run's model."""
         asked = run.asked
-        how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+        how: Record = {"batch": asked.batch, "dtype": asked.dtype}
+        if asked.guidance is not None:
+            how["guidance"] = asked.guidance
         key = f"{asked.model.config} {how}"
         if key not in self._known:
             self._known[key] = cost_of(asked.model.make, **how)

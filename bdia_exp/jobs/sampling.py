@@ -42,11 +42,8 @@ class Texts:
         Raises UserError if the model cannot use these settings.
         """
         text, source = asked.prompt, asked.prompts
-        given = {"prompt": text, "prompts": source, "control": asked.control}
         if not model.takes_text:
-            for key, value in given.items():
-                if value is not None:
-                    raise UserError(f"{key}=: this model takes no text; leave {key}= out")
+            require_no_text(asked, "prompt", "prompts", "control", "guidance")
             return None
         if text is not None:
             chosen = prompts.of_text(text)
@@ -60,6 +57,7 @@ class Texts:
             raise UserError(
                 "a ControlNet and its image go together: give control= with condition=controlnet"
             )
+        assert asked.guidance is not None  # there is a text
         require_guidance(asked.guidance)
         return cls(chosen, asked.guidance, control_image(model, asked.control))
 
@@ -80,6 +78,13 @@ class Texts:
             "control_pixels": control,
             "rows_per_evaluation": rows,
         }
+
+
+def require_no_text(asked: Solving, *keys: str) -> None:
+    """Raises UserError if one of these keys, which are for models of texts, is given."""
+    for key in keys:
+        if getattr(asked, key) is not None:
+            raise UserError(f"{key}=: this model takes no text; leave {key}= out")
 
 
 def control_image(model: Model, source: str | None) -> Tensor | None:

@@ -19,7 +19,7 @@ from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
-from bdia_exp.jobs.sampling import levels_of
+from bdia_exp.jobs.sampling import levels_of, require_no_text
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.report import figures
@@ -160,6 +160,7 @@ class Trip:
         count = len(self.images[rows])
         if self.model.takes_text:
             prompt = prompts.of_text(str(self.asked.prompt if to is None else to))
+            assert self.asked.guidance is not None  # there is a prompt
             return Text([prompt(row) for row in range(count)], self.asked.guidance)
         if isinstance(to, int):
             return torch.full((count,), to)
@@ -240,14 +241,14 @@ class Trip:
 def _require_text(asked: Inverting, about: Model) -> None:
     """Raises UserError if a text model has no prompt, or another model has one."""
     if not about.takes_text:
-        if asked.prompt is not None:
-            raise UserError("prompt=: this model takes no text; leave prompt= out")
+        require_no_text(asked, "prompt", "guidance")
         return
-    require_guidance(asked.guidance)
     if asked.prompt is None:
         raise UserError(
             'give prompt="…" for what the images show; prompt="" inverts without a prompt'
         )
+    assert asked.guidance is not None  # there is a prompt
+    require_guidance(asked.guidance)
 
 
 def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> Tensor | None:

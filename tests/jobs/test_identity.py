@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, require_weights
 from bdia_exp.store.runs import RunFolder
@@ -52,6 +52,29 @@ def test_null_is_a_value_where_it_is_not_the_default():
     )
     assert "prompts_seed" not in shuffled
     assert in_order == shuffled | {"prompts_seed": None}
+
+
+@pytest.mark.parametrize(
+    ("command", "usual", "words"),
+    [
+        ("sample", 9.0, ["prompts=bundled:captions.csv"]),
+        ("sample", 9.0, ["prompt=a cat"]),
+        ("invert", 3.0, ["x.png", "prompt=''"]),
+        ("edit", 3.0, ["x.png", "prompt=a cat", "to=a dog"]),
+    ],
+)
+def test_the_usual_guidance_is_that_of_texts(command, usual, words):
+    """It has a value in the identity and the record if there is a text, and none otherwise."""
+
+    def asked(*more):
+        (overrides,) = expand(command, (*words, "model=tiny-sd", *more), multirun=False)
+        return settings(command, overrides)
+
+    assert asked().guidance == asked().plain()["guidance"] == usual
+    assert identity_of(asked(), {})["guidance"] == usual
+    assert identity_of(asked(), {}) == identity_of(asked(f"guidance={usual}"), {})
+    assert asked("guidance=7").guidance == 7
+    assert asked("prompt=null", *(["prompts=null"] * (command == "sample"))).guidance is None
 
 
 def test_weights_are_those_that_were_claimed(tmp_path):

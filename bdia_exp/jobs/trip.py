@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bdia_exp import dist
+from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
@@ -139,6 +139,9 @@ class Trip:
         }
         if self.model.takes_text:
             record["rows_per_evaluation"] = 1 if self.asked.guidance == 1 else 2
+            own = self.asked.prompt
+            texts = [str(text) for text in (own, getattr(self.asked, "to", own))]
+            record["prompts_cut"] = models.warn_of_cut(self.model, texts)
         self.run.begin(record, self.asked.plain())
         return there or self.encode([{"z": z} for z in self.states.split(self.asked.batch)])
 

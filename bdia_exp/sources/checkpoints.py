@@ -63,12 +63,13 @@ class Checkpoint:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(name: str) -> Path:
+def locate(name: str, advice: str = "") -> Path:
     """The path that `name` means: `bundled:FILE`, a file of the package; `fetch:FILE`, a published
     file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are downloaded into the
     cache if they are not there yet); or a path.
 
-    Raises UserError if nothing is there, and as `fetch.get` and `hub.get` do.
+    Raises UserError if nothing is there, with `advice` on what to do, and as `fetch.get` and
+    `hub.get` do.
     """
     if name.startswith("hub:"):
         return hub.get(name.removeprefix("hub:"))
@@ -83,11 +84,10 @@ def locate(name: str) -> Path:
     with contextlib.suppress(OSError, RuntimeError):
         if (path := Path(name).expanduser()).exists():
             return path
-    raise UserError(
-        f"nothing is at {name}: give the path of a file, bundled:FILE, fetch:FILE or "
-        "hub:ORG/NAME@COMMIT; "
-        f"EDM's checkpoints are published at {PUBLISHED}"
-    )
+    if not advice:
+        advice = "give the path of a file, bundled:FILE, fetch:FILE or hub:ORG/NAME@COMMIT"
+        advice += f"; EDM's checkpoints are at {PUBLISHED}" if name.endswith(".pkl") else ""
+    raise UserError(f"nothing is at {name}: {advice}")
 
 
 def present(name: str) -> Path | None:

@@ -85,23 +85,31 @@ DEFAULTS = {
     "model_type": "DhariwalUNet",
     "model_channels": 192,
     "channel_mult": [1, 2, 3, 4],
+    "sigma_min": 0.0,
+    "sigma_max": math.inf,
+    "sigma_data": 0.5,
 }
 """Arguments that a checkpoint may leave out: the values of EDM's ImageNet model."""
+PROMISED = ("sigma_min", "sigma_max", "sigma_data")
+"""Arguments that have their default value in every network that a configuration describes."""
 
 SIGMA_AT_CLEAN = 0.002
-"""The σ at which the network is evaluated for σ = 0: the smallest of EDM's own grid."""
+"""The σ at which the network is evaluated for σ = 0: the smallest of EDM's own grid, or the
+smallest that the network supports."""
 
 
 class EDM:
     """An EDM network as a `Model`. It accepts every level, as D(z/α; σ/α).
 
-    `schedule` is used only to choose discrete grids; the network gets no VP times.
+    `schedule` is used only to choose grids; the network gets no VP times. It supports the σ/α that
+    the network does.
     """
 
     takes_text = False
 
     def __init__(self, net: EDMPrecond, schedule: DiscreteVP, provenance: Mapping[str, object]):
-        self.net, self.schedule, self.provenance = net, schedule, provenance
+        self.net, self.provenance = net, provenance
+        self.schedule = DiscreteVP(schedule.abar, supported=(net.sigma_min, net.sigma_max))
         self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
         self.image_shape = self.shape
@@ -121,7 +129,7 @@ class EDM:
                 raise UserError(
                     "an EDM network cannot take pure noise (alpha = 0): choose grid=karras"
                 )
-            sigma = level.rho or SIGMA_AT_CLEAN
+            sigma = level.rho or max(SIGMA_AT_CLEAN, self.net.sigma_min)
             z_ve = z / level.alpha
             x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
             return Estimate(level, z, (z_ve - x) / sigma)
@@ -155,7 +163,8 @@ def load(
     on_meta = device == "meta"
     file = None if on_meta and network else checkpoints.read(checkpoints.locate(checkpoint))
     config = file.config if file else {**(network or {})}
-    for key, value in (network or {}).items():
+    promised = {**{key: DEFAULTS[key] for key in PROMISED}, **network} if network else {}
+    for key, value in promised.items():
         if config.get(key, DEFAULTS.get(key)) != value:
             raise UserError(
                 f"{checkpoint} is not the network that model= promises: its {key} is "

@@ -21,7 +21,6 @@ from bdia_exp.models.layers import (
     UNetBlock,
 )
 
-
 _RESIDUAL = "_aux_residual"
 """How the names of the residual encoder's convolutions end."""
 
@@ -104,7 +103,7 @@ class _UNet(nn.Module):
 
 
 class SongUNet(_UNet):
-    """DDPM++ and NCSN++, the networks of EDM's "vp" and "ve" models [EDM Tables 1 and 7].
+    """DDPM++ and NCSN++, the networks of EDM's "vp" and "ve" models [EDM Table 1].
 
     The defaults are DDPM++. NCSN++ has embedding_type="fourier", encoder_type="residual",
     channel_mult_noise=2 and resample_filter=[1, 3, 3, 1].

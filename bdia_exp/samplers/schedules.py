@@ -11,7 +11,6 @@ import torch
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import CLEAN, Level
 
-
 ANY = (0.0, math.inf)
 
 

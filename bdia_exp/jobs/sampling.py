@@ -97,9 +97,8 @@ def levels_of(asked: Solving, model: Model) -> Grid:
     """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
     make, (least, most) = asked.grid.make, model.schedule.supported
     grid = grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
-    beyond = [
-        x.rho for x in grid if x.sigma and not least * (1 - ULPS) <= x.rho <= most * (1 + ULPS)
-    ]
+    low, high = least * (1 - ULPS), most * (1 + ULPS)
+    beyond = [level.rho for level in grid if level.sigma and not low <= level.rho <= high]
     if beyond:
         raise UserError(
             f"grid={asked.grid.name} has sigma={beyond[0]:.4g}, and this network supports "

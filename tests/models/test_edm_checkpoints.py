@@ -1,5 +1,7 @@
 """EDM's pickles as models: what a network states about itself is kept to."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def program(net, latents, labels, steps, least, most, sigma_min=0.002, sigma_max
     t = (high ** (1 / rho) + i / (steps - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     t = torch.cat([t, torch.zeros(1, dtype=torch.float64)])
     x = latents.double() * t[0]
-    for i, (now, then) in enumerate(zip(t[:-1], t[1:], strict=True)):
+    for i, (now, then) in enumerate(pairwise(t)):
         d = (x - net(x, now, labels).double()) / now
         there = x + (then - now) * d
         if i < steps - 1:

@@ -54,8 +54,8 @@ def arc(
 
     sigma_max and sigma_min are values of σ/α, and stay in the supported range, as in `karras`. The
     levels lie on a smooth curve, on which a sampler's order can be measured. Times are fractional
-    times of the schedule, or θ without a schedule. Raises UserError if 0 < sigma_min < sigma_max does not hold, or if sigma_max
-    is beyond the schedule's end.
+    times of the schedule, or θ without a schedule. Raises UserError if 0 < sigma_min < sigma_max
+    does not hold, or if sigma_max is beyond the schedule's end.
     """
     sigma_min, sigma_max = _range(sigma_min, sigma_max, schedule)
     start, end = math.atan(sigma_max), math.atan(sigma_min)

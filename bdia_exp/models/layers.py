@@ -24,6 +24,10 @@ class GroupNorm(nn.GroupNorm):
     """Normalisation over groups of at least four channels, 32 groups at most."""
 
     def __init__(self, channels: int, eps: float):
+        if channels < 4 or channels % min(32, channels // 4):
+            raise ValueError(
+                f"{channels} channels cannot be normalised in {min(32, channels // 4)} groups"
+            )
         super().__init__(min(32, channels // 4), channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +60,8 @@ class Conv2d(nn.Module):
     ):
         super().__init__()
         self.up, self.down, self.resample_last = up, down, resample_last
+        if len(taps) % 2:
+            raise ValueError(f"a resampling filter of {len(taps)} numbers is not of even length")
         self.padding, self.taps = kernel // 2, tuple(taps)
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.zeros(cout)) if kernel else None
@@ -95,12 +101,11 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, endpoint: bool):
         super().__init__()
-        self.channels, self.endpoint = channels, endpoint
+        self.cosines, self.endpoint = _half(channels), endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.channels // 2
-        steps = torch.arange(half, dtype=torch.float32, device=x.device)
-        angles = torch.outer(x, (1 / 10000) ** (steps / (half - self.endpoint)))
+        steps = torch.arange(self.cosines, dtype=torch.float32, device=x.device)
+        angles = torch.outer(x, (1 / 10000) ** (steps / (self.cosines - self.endpoint)))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -111,11 +116,18 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float = 16.0):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.register_buffer("freqs", torch.randn(_half(channels)) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, 2 * math.pi * self.freqs.to(x.dtype))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _half(channels: int) -> int:
+    """The number of cosines. Raises ValueError unless there are as many sines."""
+    if channels % 2:
+        raise ValueError(f"an embedding must have an even number of channels, not {channels}")
+    return channels // 2
 
 
 class UNetBlock(nn.Module):
@@ -142,6 +154,8 @@ class UNetBlock(nn.Module):
         taps: Sequence[float] = (1, 1),
     ):
         super().__init__()
+        if heads and cout % heads:
+            raise ValueError(f"{cout} channels cannot be split into {heads} heads of attention")
         self.in_channels, self.out_channels = cin, cout
         self.heads, self.dropout = heads, dropout
         self.skip_scale, self.adaptive = skip_scale, adaptive

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bdia_exp.models.descriptions import require_halvings
 from bdia_exp.models.layers import (
     Conv2d,
     FourierEmbedding,
@@ -51,6 +52,7 @@ class _UNet(nn.Module):
         With `residual` every lower resolution of the encoder also gets the one above it, through
         a convolution that halves it; the first of these gets the image.
         """
+        require_halvings(resolution, len(widths) - 1)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         levels = list(enumerate(widths))
 

@@ -62,7 +62,7 @@ class Problem:
         """Clean states, float64 [count, …]; a model generates them, rounded to pixels."""
         if not self.model:
             return self._draw(CLEAN)
-        grid = karras(IMAGE_STEPS)
+        grid = karras(IMAGE_STEPS, self.schedule)
         z = last(heun(self.denoiser, self.noise(grid[0]), grid))
         return self.model.encode(self.model.decode(z))
 

@@ -94,10 +94,22 @@ def control_image(model: Model, source: str | None) -> Tensor | None:
     return ImageSet(source, fit=model.image_shape).read([0])
 
 
+ULPS = 1e-9
+"""Tolerance of a level at the end of the range that a network supports."""
+
+
 def levels_of(asked: Solving, model: Model) -> Grid:
     """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
-    make = asked.grid.make
-    return grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+    make, (least, most) = asked.grid.make, model.schedule.supported
+    grid = grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+    low, high = least * (1 - ULPS), most * (1 + ULPS)
+    beyond = [level.rho for level in grid if level.sigma and not low <= level.rho <= high]
+    if beyond:
+        raise UserError(
+            f"grid={asked.grid.name} has sigma={beyond[0]:.4g}, and this network supports "
+            f"{least:g} to {most:g}: choose grid=karras or grid=arc, which keep to this range"
+        )
+    return grid
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 from bdia_exp.sources.edm_pickles import MAX_NAME, placed, ready
 from bdia_exp.sources.pickles import (
+    BYTES,
     DICTS,
+    ENCODE,
     OBJECT,
     PERSISTENT_ID,
-    SET,
+    SETS,
     Call,
     Global,
     brief,
@@ -72,13 +75,12 @@ UNUSED = {
     "numpy.core.multiarray scalar",
     "numpy._core.multiarray scalar",
     "numpy dtype",
-    "_codecs encode",
-    *("builtins bytearray", "builtins complex", "collections Counter", "__builtin__ set"),
+    *("builtins bytearray", "builtins complex", "collections Counter"),
     *("torch Size", "torch device", "torch Tensor", "torch.nn.parameter Parameter"),
     *("torch.serialization _get_layout", "torch per_tensor_affine", "torch per_channel_affine"),
 }
 NAMES = {*_DTYPES, *_STORAGES, *_PLAIN_TENSORS, *_OTHER_TENSORS, *_PARAMETERS, _WRAPPED, *DICTS}
-NAMES |= {SET, OBJECT, PERSISTENT_ID, *UNUSED}
+NAMES |= {*SETS, BYTES, ENCODE, OBJECT, PERSISTENT_ID, *UNUSED}
 """The names that a file may ask for. None of them is resolved."""
 
 
@@ -139,7 +141,7 @@ def _zipped(path: Path, tensors: "_Tensors") -> Contents:
         raise UserError("this is a zip archive, but not one of torch.save")
     order = spans.get("byteorder")
     _require_order(order is None or order.read(path).tobytes() == b"little")
-    root = interpret(io.BytesIO(spans["data.pkl"].read(path).data), NAMES, tensors)
+    root = interpret(io.BytesIO(spans["data.pkl"].read(path).data), NAMES, count(), tensors)
     return root, {name.removeprefix("data/"): span for name, span in spans.items()}
 
 
@@ -148,8 +150,9 @@ def _streamed(path: Path, tensors: "_Tensors") -> Contents:
     storages' keys), then for each key the count in 8 bytes and the numbers."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         # Reads from a map stop at the end of the file, for any length that an instruction gives.
+        counter = count()
         magic, version, machine, root, keys = (
-            interpret(data, NAMES, tensors)  # type: ignore[arg-type]
+            interpret(data, NAMES, counter, tensors)  # type: ignore[arg-type]
             for _ in range(5)
         )
         if (magic, version) != (0x1950A86A20F9469CFC6C, 1001):
@@ -157,8 +160,8 @@ def _streamed(path: Path, tensors: "_Tensors") -> Contents:
         _require_order(machine["little_endian"] is True)
         spans, start = {}, data.tell()
         for key in expect(keys, list):
-            count = int.from_bytes(data[start : start + 8], "little")
-            spans[key] = _Span(start + 8, count * tensors.storages[key].itemsize)
+            length = int.from_bytes(data[start : start + 8], "little")
+            spans[key] = _Span(start + 8, length * tensors.storages[key].itemsize)
             start += 8 + spans[key].size
         if start > len(data):
             raise ValueError("the end is missing")
@@ -245,14 +248,14 @@ def _filled(
         if place.key not in spans or spans[place.key].size != place.size:
             raise UserError(f"the numbers of {brief(name)} are not as many as the file states")
         of_storage.setdefault(place.key, []).append((name, place))
-    found, count = {}, 0
+    found, numbers = {}, 0
     for key, tensors in of_storage.items():
         storage = torch.from_numpy(spans[key].read(path)).untyped_storage()
         for name, place in tensors:
             view, (offset, size, stride) = torch.empty(0, dtype=place.dtype), place.part
             if state[name].numel():
                 view = placed(view.set_(storage), offset, size, stride, name)
-            if (count := count + view.numel()) > path.stat().st_size:
+            if (numbers := numbers + view.numel()) > path.stat().st_size:
                 raise UserError("refused: its tensors have more numbers than the file")
             found[name] = ready(view).view(state[name].shape)
     return {name: found[name] for name in state}

@@ -93,11 +93,17 @@ def test_other_layouts_and_precisions_of_a_tensor(tmp_path):
         assert tensor.is_contiguous()
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 5])
-def test_other_protocols(tmp_path, protocol):
-    top = Persistent("EDMPrecond", dict(_parameters={}, _buffers={}, _modules={}, _init_kwargs={}))
-    data = dump(dict(ema=top, dataset_kwargs=EasyDict(a=1)), protocol)
-    assert read(write(tmp_path, data)).state == {}
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("config", [SONG, ADM], ids=["SongUNet", "DhariwalUNet"])
+def test_other_protocols(tmp_path, protocol, config):
+    """Up to 2, modules have Python 2's names, and bytes are text."""
+    more = dict(hooks={1}, frozen=frozenset((1, b"")))
+    data = edm(config, protocol, sigma_data=np.float64(0.25), **more)
+    assert (b"__builtin__" in data) == (protocol < 3)
+    file, expected = read(write(tmp_path, data)), read(write(tmp_path, edm(config), "4.pkl"))
+    assert file.config == expected.config | {"sigma_data": 0.25}
+    assert list(file.state) == list(expected.state)
+    assert all(torch.equal(file.state[name], value) for name, value in expected.state.items())
 
 
 def test_our_own_safetensors(tmp_path):

@@ -1,7 +1,7 @@
 """Loads checkpoints from files, with their sha256; never executes a pickle.
 
 Files that describe their network: EDM's published `.pkl`, read by `edm_pickles`, and our own
-`.safetensors`. These have only weights; the JSON of the same name beside them has
+`.safetensors` of EDM networks. These have only weights; the JSON of the same name beside them has
 `{"network": {constructor arguments}, "training": {how it was made}}`.
 
 Files that do not: torch's, read by `torch_files`, other `.safetensors`, and a folder with either
@@ -25,9 +25,13 @@ from bdia_exp.errors import UserError
 from bdia_exp.sources import fetch, hub
 from bdia_exp.sources.edm_pickles import PUBLISHED, plain, read_edm, ready
 from bdia_exp.sources.pickles import brief, few
+from bdia_exp.sources.state_dicts import weights_of
 from bdia_exp.sources.torch_files import read_torch
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
+MAX_HEADER, MAX_DESCRIPTION = 10_000_000, 10_000_000
+"""Bytes of a .safetensors file's header and of the JSON beside it: many times those of the largest
+network. Each entry of a header takes much more memory than its text."""
 
 # The networks of a pipeline, and the names of weights in diffusers and transformers: the first
 # one that exists is read. fp16 is read only if there is no full-precision file.
@@ -98,6 +102,16 @@ def present(name: str) -> Path | None:
     with contextlib.suppress(UserError):
         return locate(name)
     return None
+
+
+def description(name: str) -> str | None:
+    """The JSON that describes the network of a .safetensors file given by its path.
+
+    None for other files. A file of the package and its JSON are one: it is None for them too.
+    """
+    if name.startswith(("bundled:", "fetch:", "hub:")) or not name.endswith(".safetensors"):
+        return None
+    return name.removesuffix(".safetensors") + ".json"
 
 
 def sha256(path: str | Path) -> str:
@@ -183,24 +197,35 @@ Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]  # config, stat
 
 
 def _read_safetensors(path: Path) -> Parts:
-    beside = path.with_suffix(".json")
-    state = {name: ready(tensor) for name, tensor in load_file(path).items()}
-    if not beside.is_file():
-        # EDM's networks have many sizes; for other kinds the configuration gives the network.
-        if "model.map_layer0.weight" in state:
-            raise UserError(f"the description {beside.name} is missing beside it")
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header <= path.stat().st_size:
+        raise UserError(f"its header has {header:,} bytes, more than that of any network")
+    state = {name: ready(tensor) for name, tensor in weights_of(load_file(path)).items()}
+    # EDM's networks have many sizes; for other kinds the configuration gives the network.
+    if "model.map_layer0.weight" not in state:
         return {}, state, {}
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise UserError(f"the description {beside.name} is missing beside it")
+    config, record = _description(beside)
+    return config, state, record
+
+
+def _description(beside: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The network and the training record in the JSON beside a file of weights."""
+    if beside.stat().st_size > MAX_DESCRIPTION:
+        raise UserError(f"{beside.name} beside it is larger than any description of a network")
     try:
         about = json.loads(beside.read_text("utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{beside.name} beside it is not valid JSON") from None
-    network, record = (
-        (about.get("network"), about.get("training", {})) if isinstance(about, dict) else (None, {})
-    )
+    about = about if isinstance(about, dict) else {}
+    network, record = about.get("network"), about.get("training", {})
     if not isinstance(network, dict) or not isinstance(record, dict):
         shape = '{"network": {...}, "training": {...}}'
         raise UserError(f"{beside.name} beside it is not of the form {shape}")
-    return plain(network), state, record
+    return plain(network), record
 
 
 def _read_pickle(path: Path) -> Parts:

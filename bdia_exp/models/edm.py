@@ -186,6 +186,8 @@ def load(
     if file and not on_meta:
         checkpoints.load_into(net, file)
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
+        if beside := checkpoints.description(checkpoint):
+            provenance["description"] = checkpoints.sha256(checkpoints.locate(beside))
     if dtype != "auto":
         net.body_dtype = dtype_of(dtype)
     return EDM(ready(net, device), linear_vp(), provenance)

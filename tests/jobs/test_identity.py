@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, require_weights
+from bdia_exp.sources import checkpoints
 from bdia_exp.store.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -41,6 +43,27 @@ def test_an_identity_has_no_import_path_and_no_default():
         "nfe": 35,
         "seeds": "0-63",
     }
+
+
+def test_the_json_beside_the_weights_is_part_of_the_identity(tmp_path):
+    """It decides the network. For a bundled file it is part of the package."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(checkpoints.BUNDLED / f"fashion_mini{suffix}", tmp_path / f"net{suffix}")
+    words = ["model=edm", f"model.checkpoint={tmp_path}/net.safetensors"]
+    first = identity_of(settings("sample", words), {}, seeds="0-63")
+    assert first["description"] == checkpoints.sha256(tmp_path / "net.json")
+    provenance = settings("sample", words).model.make(device="cpu", dtype="auto").provenance
+    assert provenance["description"] == first["description"]
+    about = json.loads((tmp_path / "net.json").read_text())
+    about["network"]["sigma_data"] = 0.7
+    (tmp_path / "net.json").write_text(json.dumps(about))
+    second = identity_of(settings("sample", words), {}, seeds="0-63")
+    assert {key for key in first if first[key] != second[key]} == {"description"}
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"net{suffix}").unlink()
+    assert identity_of(settings("sample", words), second, seeds="0-63") == second
+    bundled = identity_of(settings("sample", []), {}, seeds="0-63")
+    assert "description" not in bundled
 
 
 def test_null_is_a_value_where_it_is_not_the_default():

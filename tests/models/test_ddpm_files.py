@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
-from bdia_exp.models import edm, parameter_count
+from bdia_exp.models import edm, parameter_count, pndm
 from bdia_exp.models.ddpm import DDPM, DDPMUNet, by_our_names, load
 from bdia_exp.samplers.schedules import edm as edm_level
 from bdia_exp.sources.checkpoints import read
@@ -163,6 +163,10 @@ def test_another_network_s_weights_are_refused(tmp_path, diffusers_net):
         load("bundled:fashion_mini.safetensors", network=TINY)
     with pytest.raises(UserError, match="has weights but does not say of which network"):
         edm.load(str(tmp_path / "ddim_cifar10.ckpt"))
+
+
+def test_the_former_names_go_on_working():
+    assert (pndm.DDIMUNet, pndm.DDIM, pndm.load) == (DDPMUNet, DDPM, load)
 
 
 @pytest.mark.parametrize(

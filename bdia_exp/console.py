@@ -15,6 +15,12 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stdout)
 
 
+def warn(text: str) -> None:
+    """Prints a warning to stderr on rank 0, above any progress bar."""
+    if dist.rank() == 0:
+        tqdm.write(f"Warning: {text}", file=sys.stderr)
+
+
 def progress(total: int, unit: str) -> tqdm:
     """A progress bar on rank 0."""
     layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}, {rate_fmt}]"

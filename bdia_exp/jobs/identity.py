@@ -133,6 +133,9 @@ def same_score(old: Record, asked: Scoring) -> bool:
 def files_of(asked: Solving) -> dict[str, str]:
     """The files that decide an image: the identity's key of their sha256 → their name."""
     found = {"checkpoint": asked.model.config["checkpoint"]}
+    beside = checkpoints.description(found["checkpoint"])
+    if beside and _plain(asked.model.config)["call"] == "EDM":  # others are in the configuration
+        found["description"] = beside
     if network := (asked.model.config.get("control") or {}).get("checkpoint"):
         found["control_network"] = network
     given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}

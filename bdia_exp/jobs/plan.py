@@ -7,6 +7,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import sources_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.identity import files_of
+from bdia_exp.jobs.scoring import NO_REFERENCE
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models.estimates import Cost, cost_of, in_bytes
@@ -27,7 +28,9 @@ class Costs:
     def of(self, run: Run) -> Cost | None:
         """The estimated cost of this run's model."""
         asked = run.asked
-        how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+        how: Record = {"batch": asked.batch, "dtype": asked.dtype}
+        if asked.guidance is not None:
+            how["guidance"] = asked.guidance
         key = f"{asked.model.config} {how}"
         if key not in self._known:
             self._known[key] = cost_of(asked.model.make, **how)
@@ -149,7 +152,7 @@ def _readable(reference: str | None) -> None:
     """Raises UserError unless the reference, statistics or images, can be read."""
     if reference is None:
         raise UserError("this model has no default reference: give reference= in overrides=")
-    path = checkpoints.locate(reference)
+    path = checkpoints.locate(reference, NO_REFERENCE)
     if not is_image_set(path):
         Statistics.load(path)
 

@@ -62,7 +62,7 @@ class Problem:
         """Clean states, float64 [count, …]; a model generates them, rounded to pixels."""
         if not self.model:
             return self._draw(CLEAN)
-        grid = karras(IMAGE_STEPS)
+        grid = karras(IMAGE_STEPS, self.schedule)
         z = last(heun(self.denoiser, self.noise(grid[0]), grid))
         return self.model.encode(self.model.decode(z))
 
@@ -112,6 +112,7 @@ def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
     rng = Generators(range(count))
     rng.randn(model.shape)  # a seed gives its noise, then its label
     labels = rng.randint(model.num_classes) if model.num_classes else None
+    described = {key: model.provenance[key] for key in ("description",) if key in model.provenance}
     return Problem(
         label,
         f"the model {label}, dtype={asked.dtype} of the network, labels of the seeds",
@@ -121,6 +122,7 @@ def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
             "model": asked.model.config,
             "dtype": asked.dtype,
             "checkpoint_sha256": model.provenance["sha256"],
+            **described,
             "count": count,
         },
         model.schedule,

@@ -42,11 +42,8 @@ class Texts:
         Raises UserError if the model cannot use these settings.
         """
         text, source = asked.prompt, asked.prompts
-        given = {"prompt": text, "prompts": source, "control": asked.control}
         if not model.takes_text:
-            for key, value in given.items():
-                if value is not None:
-                    raise UserError(f"{key}=: this model takes no text; leave {key}= out")
+            require_no_text(asked, "prompt", "prompts", "control", "guidance")
             return None
         if text is not None:
             chosen = prompts.of_text(text)
@@ -60,6 +57,7 @@ class Texts:
             raise UserError(
                 "a ControlNet and its image go together: give control= with condition=controlnet"
             )
+        assert asked.guidance is not None  # there is a text
         require_guidance(asked.guidance)
         return cls(chosen, asked.guidance, control_image(model, asked.control))
 
@@ -82,6 +80,13 @@ class Texts:
         }
 
 
+def require_no_text(asked: Solving, *keys: str) -> None:
+    """Raises UserError if one of these keys, which are for models of texts, is given."""
+    for key in keys:
+        if getattr(asked, key) is not None:
+            raise UserError(f"{key}=: this model takes no text; leave {key}= out")
+
+
 def control_image(model: Model, source: str | None) -> Tensor | None:
     """A ControlNet's image, uint8 [1, 3, H, W], cropped and resized to the model's size."""
     if source is None:
@@ -89,10 +94,22 @@ def control_image(model: Model, source: str | None) -> Tensor | None:
     return ImageSet(source, fit=model.image_shape).read([0])
 
 
+ULPS = 1e-9
+"""Tolerance of a level at the end of the range that a network supports."""
+
+
 def levels_of(asked: Solving, model: Model) -> Grid:
     """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
-    make = asked.grid.make
-    return grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+    make, (least, most) = asked.grid.make, model.schedule.supported
+    grid = grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+    low, high = least * (1 - ULPS), most * (1 + ULPS)
+    beyond = [level.rho for level in grid if level.sigma and not low <= level.rho <= high]
+    if beyond:
+        raise UserError(
+            f"grid={asked.grid.name} has sigma={beyond[0]:.4g}, and this network supports "
+            f"{least:g} to {most:g}: choose grid=karras or grid=arc, which keep to this range"
+        )
+    return grid
 
 
 @dataclass(frozen=True)

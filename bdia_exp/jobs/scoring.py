@@ -12,6 +12,11 @@ from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 
+NO_REFERENCE = (
+    "a FID needs statistics of real images: make them with `bdia-exp reference IMAGES out=FILE` "
+    "(CIFAR-10's with `make cifar10`), or give another reference="
+)
+
 
 def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
     """A scorer with its reference: an npz with mu and sigma, or images to compute them from.
@@ -22,7 +27,7 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
     if asked.reference is None:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
     extractor = asked.features.make(device=device)
-    path = checkpoints.locate(asked.reference)
+    path = checkpoints.locate(asked.reference, NO_REFERENCE)
     metrics = listed(asked.metrics)
     score = Score(extractor, None, metrics, resize=asked.resize, clip=asked.clip)
     if not is_image_set(path):

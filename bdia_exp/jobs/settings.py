@@ -7,6 +7,7 @@ are in its YAML.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bdia_exp.console import one_of, positive
 from bdia_exp.errors import UserError
@@ -30,8 +31,20 @@ class Solving(Asked):
     nfe: int
     class_: int | None = None
     prompt: Phrase | None = None
-    guidance: float
+    guidance: float | None = None
+    """None without a text; with one, None becomes `usual_guidance`."""
     dtype: str = "auto"
+
+    usual_guidance: ClassVar[float]
+
+    def __post_init__(self) -> None:
+        if self.guidance is None and self.has_text:
+            object.__setattr__(self, "guidance", self.usual_guidance)
+        super().__post_init__()
+
+    @property
+    def has_text(self) -> bool:
+        return self.prompt is not None
 
     def check(self) -> None:
         super().check()
@@ -41,7 +54,7 @@ class Solving(Asked):
     @property
     def unused(self) -> set[str]:
         """The fields that have no effect, because another field is not given."""
-        return {"guidance"} if self.prompt is None else set()
+        return set() if self.has_text else {"guidance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +66,20 @@ class Drawing(Solving):
     control: Source | None = None
     noise_device: str = "cpu"
 
+    usual_guidance = 9.0
+
+    @property
+    def has_text(self) -> bool:
+        return super().has_text or self.prompts is not None
+
     def check(self) -> None:
         super().check()
         one_of("noise_device", self.noise_device, ["cpu", "cuda"])
 
     @property
     def unused(self) -> set[str]:
-        if self.prompt is None and self.prompts is not None:
-            return set()
-        return super().unused | {"prompts", "prompts_seed"}
+        captions = self.prompt is None and self.prompts is not None
+        return super().unused | (set() if captions else {"prompts", "prompts_seed"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +148,8 @@ class Inverting(Solving, Computing):
     ddim_time: str = "target"
     out: str | None
     strip: int
+
+    usual_guidance = 3.0
 
     @property
     def unused(self) -> set[str]:

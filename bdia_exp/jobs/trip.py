@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bdia_exp import dist
+from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
-from bdia_exp.jobs.sampling import levels_of
+from bdia_exp.jobs.sampling import levels_of, require_no_text
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.report import figures
@@ -139,6 +139,9 @@ class Trip:
         }
         if self.model.takes_text:
             record["rows_per_evaluation"] = 1 if self.asked.guidance == 1 else 2
+            own = self.asked.prompt
+            texts = [str(text) for text in (own, getattr(self.asked, "to", own))]
+            record["prompts_cut"] = models.warn_of_cut(self.model, texts)
         self.run.begin(record, self.asked.plain())
         return there or self.encode([{"z": z} for z in self.states.split(self.asked.batch)])
 
@@ -160,6 +163,7 @@ class Trip:
         count = len(self.images[rows])
         if self.model.takes_text:
             prompt = prompts.of_text(str(self.asked.prompt if to is None else to))
+            assert self.asked.guidance is not None  # there is a prompt
             return Text([prompt(row) for row in range(count)], self.asked.guidance)
         if isinstance(to, int):
             return torch.full((count,), to)
@@ -241,14 +245,14 @@ class Trip:
 def _require_text(asked: Inverting, about: Model) -> None:
     """Raises UserError if a text model has no prompt, or another model has one."""
     if not about.takes_text:
-        if asked.prompt is not None:
-            raise UserError("prompt=: this model takes no text; leave prompt= out")
+        require_no_text(asked, "prompt", "guidance")
         return
-    require_guidance(asked.guidance)
     if asked.prompt is None:
         raise UserError(
             'give prompt="…" for what the images show; prompt="" inverts without a prompt'
         )
+    assert asked.guidance is not None  # there is a prompt
+    require_guidance(asked.guidance)
 
 
 def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> Tensor | None:

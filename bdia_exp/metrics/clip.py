@@ -12,6 +12,7 @@ from torch import Tensor
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
+from bdia_exp.sources.prompts import cut
 from bdia_exp.store.image_sets import ImageSet
 
 CHUNK = 64  # images at a time
@@ -22,8 +23,8 @@ class Clip:
 
     `clip(images, prompts)`: images, each uint8 [3 or 1, H, W] of any size, and as many texts →
     100 · max(cos(image, text), 0) of each pair, float64 [B]. The processor resizes the images.
-    Texts that are too long for the model are truncated. Float32 throughout (no TF32). On a CPU
-    the score of a pair does not depend on its batch, to the bit.
+    Texts that are too long for the model are cut, with a warning. Float32 throughout (no TF32). On
+    a CPU the score of a pair does not depend on its batch, to the bit.
 
     `source` is an argument of `checkpoints.locate`. Only local safetensors files are read, and
     nothing in the folder is executed. (torchmetrics' CLIPScore does not run with transformers 5,
@@ -43,11 +44,14 @@ class Clip:
         self.net, self.processor = _load(folder)
         self.net.float().eval().requires_grad_(False).to(self.device)
         self.longest = self.net.config.text_config.max_position_embeddings
+        self._told: dict[str, str] = {}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor] | Tensor, prompts: Sequence[str]) -> Tensor:
         if len(images) != len(prompts):
             raise UserError(f"there are {len(images)} images and {len(prompts)} prompts")
+        new = [prompt for prompt in prompts if prompt not in self._told]
+        self._told |= cut(self.processor.tokenizer, new, self.longest)
         starts = range(0, len(prompts), CHUNK)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,20 @@ class Model(Protocol):
     def encode(self, images: Tensor) -> Tensor:
         """uint8 images [B, C, H, W] → a clean state, float64."""
         ...
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """What a model has too if it takes text."""
+
+    def warn_of_cut(self, prompts: Sequence[str]) -> int:
+        """Warns of prompts that are longer than the model reads. Returns their number."""
+        ...
+
+
+def warn_of_cut(model: Model, prompts: Sequence[str]) -> int:
+    """The same for any model: 0 if it takes no text."""
+    return model.warn_of_cut(prompts) if isinstance(model, ReadsText) else 0
 
 
 def parameter_count(net: nn.Module) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdia_exp.batching import in_full_rows
-from bdia_exp.errors import UserError
-from bdia_exp.models import Condition, at_vp_level, parameter_count, starting_noise
+from bdia_exp.models import Condition, at_vp_level, descriptions, parameter_count, starting_noise
+from bdia_exp.models.descriptions import require_halvings
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
@@ -159,8 +159,7 @@ class DDPMUNet(nn.Module):
             raise ValueError(f"out_ch={out_ch} must equal in_channels={in_channels}")
         if ch % 32:
             raise ValueError(f"ch={ch} must be a multiple of 32, the groups of every normalisation")
-        if image_size % (1 << len(ch_mult) - 1):
-            raise ValueError(f"image_size={image_size} cannot be halved {len(ch_mult) - 1} times")
+        require_halvings(image_size, len(ch_mult) - 1)
         self.image_size, self.in_channels = image_size, in_channels
         emb, last, skips, c = 4 * ch, len(ch_mult) - 1, [ch], ch
         attention = [image_size >> level in attn_resolutions for level in range(len(ch_mult))]
@@ -195,6 +194,11 @@ class DDPMUNet(nn.Module):
         for stage in reversed(self.up):
             x = stage(x, temb, skips)
         return self.conv_out(F.silu(self.norm_out(x))).float()
+
+
+_SIZES = ("image_size", "in_channels", "out_ch", "ch", "ch_mult")
+NEEDED = (*_SIZES, "num_res_blocks", "attn_resolutions")
+"""The arguments that a description must have."""
 
 
 class DDPM:
@@ -240,11 +244,7 @@ def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str =
 
     Raises UserError if the file is missing or damaged, or is of another network.
     """
-    try:
-        with torch.device("meta"):
-            net = DDPMUNet(**network)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.network describes no network that we can build: {error}") from None
+    net = descriptions.build(DDPMUNet, network, descriptions.DDPM, NEEDED, "model.network")
     provenance: dict[str, object] = {"parameters": parameter_count(net)}
     if device != "meta":
         file = checkpoints.read(checkpoints.locate(checkpoint))

@@ -10,13 +10,14 @@ from torch.nn.functional import one_hot
 
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
-from bdia_exp.models import Condition, parameter_count, starting_noise
+from bdia_exp.models import Condition, descriptions, parameter_count, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 from bdia_exp.sources import checkpoints
+from bdia_exp.sources.pickles import brief
 
 
 class EDMPrecond(nn.Module):
@@ -48,6 +49,8 @@ class EDMPrecond(nn.Module):
         networks = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
         if model_type not in networks:
             raise ValueError(f"model_type={model_type!r} is not one of {', '.join(networks)}")
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min:g} must be less than sigma_max={sigma_max:g}")
         self.img_resolution, self.img_channels, self.label_dim = (
             img_resolution,
             img_channels,
@@ -79,29 +82,39 @@ class EDMPrecond(nn.Module):
         return c_skip * x + c_out * self.model(body, c_noise, class_labels, **model_kwargs).float()
 
 
+NEEDED = ("img_resolution", "img_channels")
+"""Arguments that a checkpoint must have."""
 DEFAULTS = {
     "label_dim": 0,
     "use_fp16": False,
     "model_type": "DhariwalUNet",
     "model_channels": 192,
     "channel_mult": [1, 2, 3, 4],
+    "sigma_min": 0.0,
+    "sigma_max": math.inf,
+    "sigma_data": 0.5,
 }
 """Arguments that a checkpoint may leave out: the values of EDM's ImageNet model."""
+PROMISED = ("sigma_min", "sigma_max", "sigma_data")
+"""Arguments that have their default value in every network that a configuration describes."""
 
 SIGMA_AT_CLEAN = 0.002
-"""The σ at which the network is evaluated for σ = 0: the smallest of EDM's own grid."""
+"""The σ at which the network is evaluated for σ = 0: the smallest of EDM's own grid, or the
+smallest that the network supports."""
 
 
 class EDM:
     """An EDM network as a `Model`. It accepts every level, as D(z/α; σ/α).
 
-    `schedule` is used only to choose discrete grids; the network gets no VP times.
+    `schedule` is used only to choose grids; the network gets no VP times. It supports the σ/α that
+    the network does.
     """
 
     takes_text = False
 
     def __init__(self, net: EDMPrecond, schedule: DiscreteVP, provenance: Mapping[str, object]):
-        self.net, self.schedule, self.provenance = net, schedule, provenance
+        self.net, self.provenance = net, provenance
+        self.schedule = DiscreteVP(schedule.abar, supported=(net.sigma_min, net.sigma_max))
         self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
         self.image_shape = self.shape
@@ -121,7 +134,7 @@ class EDM:
                 raise UserError(
                     "an EDM network cannot take pure noise (alpha = 0): choose grid=karras"
                 )
-            sigma = level.rho or SIGMA_AT_CLEAN
+            sigma = level.rho or max(SIGMA_AT_CLEAN, self.net.sigma_min)
             z_ve = z / level.alpha
             x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
             return Estimate(level, z, (z_ve - x) / sigma)
@@ -154,22 +167,27 @@ def load(
     """
     on_meta = device == "meta"
     file = None if on_meta and network else checkpoints.read(checkpoints.locate(checkpoint))
+    if file and not file.config:
+        raise UserError(
+            f"{checkpoint} has weights but does not say of which network: give one of EDM's .pkl "
+            "files, or a .safetensors with its description, a .json of the same name"
+        )
     config = file.config if file else {**(network or {})}
-    for key, value in (network or {}).items():
+    fields = descriptions.SONG if config.get("model_type") == "SongUNet" else descriptions.EDM
+    net = descriptions.build(EDMPrecond, config, fields, NEEDED, checkpoint)
+    promised = {**{key: DEFAULTS[key] for key in PROMISED}, **network} if network else {}
+    for key, value in promised.items():
         if config.get(key, DEFAULTS.get(key)) != value:
             raise UserError(
                 f"{checkpoint} is not the network that model= promises: its {key} is "
-                f"{config.get(key)}, not {value}; give model=edm for another"
+                f"{brief(config.get(key))}, not {value}; give model=edm for another"
             )
-    try:
-        with torch.device("meta"):
-            net = EDMPrecond(**config)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint} describes no network that we can build: {error}") from None
     provenance: dict[str, object] = {"parameters": parameter_count(net)}
     if file and not on_meta:
         checkpoints.load_into(net, file)
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
+        if beside := checkpoints.description(checkpoint):
+            provenance["description"] = checkpoints.sha256(checkpoints.locate(beside))
     if dtype != "auto":
         net.body_dtype = dtype_of(dtype)
     return EDM(ready(net, device), linear_vp(), provenance)

@@ -4,6 +4,9 @@ Parameters have the names and shapes of the published checkpoints, whose weights
 are cast to the dtype of a layer's input.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +24,10 @@ class GroupNorm(nn.GroupNorm):
     """Normalisation over groups of at least four channels, 32 groups at most."""
 
     def __init__(self, channels: int, eps: float):
+        if channels < 4 or channels % min(32, channels // 4):
+            raise ValueError(
+                f"{channels} channels cannot be normalised in {min(32, channels // 4)} groups"
+            )
         super().__init__(min(32, channels // 4), channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,28 +39,61 @@ class GroupNorm(nn.GroupNorm):
 class Conv2d(nn.Module):
     """A k×k convolution ("same" padding), after doubling or halving the resolution if asked.
 
-    `kernel=0` only resamples. The resampling filter is the box [1, 1]: nearest-neighbour up, 2×2
-    mean down. Its buffer is part of the published state dicts.
+    `kernel=0` only resamples. `taps` is the resampling filter in one dimension, of even length.
+    [1, 1] is nearest-neighbour up and a 2×2 mean down. The filter in two dimensions is a buffer,
+    as in the published state dicts. With `resample_last` the resolution is halved after the
+    convolution, which then pads for the filter too.
     """
 
     resample_filter: Tensor
 
-    def __init__(self, cin: int, cout: int, kernel: int, *, up: bool = False, down: bool = False):
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        taps: Sequence[float] = (1, 1),
+        resample_last: bool = False,
+    ):
         super().__init__()
-        self.up, self.down, self.padding = up, down, kernel // 2
+        self.up, self.down, self.resample_last = up, down, resample_last
+        if len(taps) % 2:
+            raise ValueError(f"a resampling filter of {len(taps)} numbers is not of even length")
+        self.padding, self.taps = kernel // 2, tuple(taps)
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.zeros(cout)) if kernel else None
         if up or down:
-            self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+            line = torch.tensor(self.taps, dtype=torch.float32) / sum(self.taps)
+            self.register_buffer("resample_filter", torch.outer(line, line)[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-        if self.down:
-            x = F.avg_pool2d(x, 2)
+        around = len(self.taps) // 2 - 1
+        if not self.resample_last:
+            x = self._resample(x, around)
         if self.weight is None or self.bias is None:
             return x
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=self.padding)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self.resample_last:
+            # A constant is the same before and after the filter.
+            return self._resample(F.conv2d(x, weight, bias, padding=self.padding + around), 0)
+        return F.conv2d(x, weight, bias, padding=self.padding)
+
+    def _resample(self, x: Tensor, padding: int) -> Tensor:
+        """With the filter, one channel at a time; the box filter has faster operations."""
+        if not (self.up or self.down):
+            return x
+        if len(self.taps) == 2:
+            return (
+                F.interpolate(x, scale_factor=2, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+            )
+        channels = x.shape[1]
+        filters = self.resample_filter.to(x.dtype).expand(channels, -1, -1, -1)
+        if self.up:
+            return F.conv_transpose2d(x, 4 * filters, stride=2, padding=padding, groups=channels)
+        return F.conv2d(x, filters, stride=2, padding=padding, groups=channels)
 
 
 class PositionalEmbedding(nn.Module):
@@ -61,13 +101,33 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, endpoint: bool):
         super().__init__()
-        self.channels, self.endpoint = channels, endpoint
+        self.cosines, self.endpoint = _half(channels), endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.channels // 2
-        steps = torch.arange(half, dtype=torch.float32, device=x.device)
-        angles = torch.outer(x, (1 / 10000) ** (steps / (half - self.endpoint)))
+        steps = torch.arange(self.cosines, dtype=torch.float32, device=x.device)
+        angles = torch.outer(x, (1 / 10000) ** (steps / (self.cosines - self.endpoint)))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of the noise label at `channels / 2` random frequencies, a buffer."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, *, scale: float = 16.0):
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(_half(channels)) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, 2 * math.pi * self.freqs.to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _half(channels: int) -> int:
+    """The number of cosines. Raises ValueError unless there are as many sines."""
+    if channels % 2:
+        raise ValueError(f"an embedding must have an even number of channels, not {channels}")
+    return channels // 2
 
 
 class UNetBlock(nn.Module):
@@ -91,21 +151,24 @@ class UNetBlock(nn.Module):
         eps: float,
         resample_proj: bool,
         adaptive: bool,
+        taps: Sequence[float] = (1, 1),
     ):
         super().__init__()
+        if heads and cout % heads:
+            raise ValueError(f"{cout} channels cannot be split into {heads} heads of attention")
         self.in_channels, self.out_channels = cin, cout
         self.heads, self.dropout = heads, dropout
         self.skip_scale, self.adaptive = skip_scale, adaptive
 
         self.norm0 = GroupNorm(cin, eps)
-        self.conv0 = Conv2d(cin, cout, 3, up=up, down=down)
+        self.conv0 = Conv2d(cin, cout, 3, up=up, down=down, taps=taps)
         self.affine = Linear(emb, cout * (2 if adaptive else 1))
         self.norm1 = GroupNorm(cout, eps)
         self.conv1 = Conv2d(cout, cout, 3)
         self.skip = None
         if cin != cout or up or down:
             kernel = 1 if resample_proj or cin != cout else 0
-            self.skip = Conv2d(cin, cout, kernel, up=up, down=down)
+            self.skip = Conv2d(cin, cout, kernel, up=up, down=down, taps=taps)
         if heads:
             self.norm2 = GroupNorm(cout, eps)
             self.qkv = Conv2d(cout, cout * 3, 1)

@@ -19,6 +19,7 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.guidance import guided
 from bdia_exp.samplers.schedules import DiscreteVP
 from bdia_exp.seeds import Generators
+from bdia_exp.sources.prompts import cut
 
 TITLES = {
     "unet": "U-Net",
@@ -132,6 +133,13 @@ class StableDiffusion:
         together = 1 if self.device.type == "cpu" else len(tokens)
         with torch.inference_mode():
             return torch.cat([net(part).last_hidden_state for part in tokens.split(together)])
+
+    def warn_of_cut(self, prompts: Sequence[str]) -> int:
+        """Warns of prompts that are longer than the text encoder reads. Returns their number."""
+        if self.tokenizer is None:
+            return 0
+        longest = self.parts["text_encoder"].config.max_position_embeddings
+        return len(cut(self.tokenizer, prompts, longest))
 
     @property
     def empty(self) -> Tensor:

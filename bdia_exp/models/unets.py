@@ -1,8 +1,8 @@
-"""The U-Nets of EDM: `SongUNet` (DDPM++) and `DhariwalUNet` (ADM).
+"""The U-Nets of EDM: `SongUNet` (DDPM++ and NCSN++) and `DhariwalUNet` (ADM).
 
 Written from the equations and from the parameter names and shapes of the published checkpoints,
-whose weights load by name. Options that the released models do not use (NCSN++'s residual encoder,
-Fourier embedding, wider resampling filters) are refused.
+whose weights load by name. Two options of EDM's program that none of its published networks uses
+are refused: skip connections of images in the encoder or in the decoder.
 """
 
 import math
@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdia_exp.models.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from bdia_exp.models.descriptions import require_halvings
+from bdia_exp.models.layers import (
+    Conv2d,
+    FourierEmbedding,
+    GroupNorm,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+)
+
+_RESIDUAL = "_aux_residual"
+"""How the names of the residual encoder's convolutions end."""
 
 
 class _UNet(nn.Module):
@@ -33,9 +44,15 @@ class _UNet(nn.Module):
         emb: int,
         heads_of,
         attend_last_only: bool,
+        residual: bool = False,
         **block,
     ) -> int:
-        """Fills `enc` and `dec`; returns the number of the decoder's output channels."""
+        """Fills `enc` and `dec`; returns the number of the decoder's output channels.
+
+        With `residual` every lower resolution of the encoder also gets the one above it, through
+        a convolution that halves it; the first of these gets the image.
+        """
+        require_halvings(resolution, len(widths) - 1)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         levels = list(enumerate(widths))
 
@@ -45,11 +62,16 @@ class _UNet(nn.Module):
             return cout
 
         self.enc[f"{resolution}x{resolution}_conv"] = Conv2d(cin, first, 3)
-        skips, c = [first], first
+        skips, c, above = [first], first, cin
         for level, width in levels:
             r = resolution >> level
             if level:
                 skips.append(add(self.enc, f"{r}x{r}_down", c, c, False, down=True))
+            if level and residual:
+                self.enc[f"{r}x{r}{_RESIDUAL}"] = Conv2d(
+                    above, c, 3, down=True, resample_last=True, taps=block["taps"]
+                )
+                above = c
             for i in range(num_blocks):
                 c = add(self.enc, f"{r}x{r}_block{i}", c, width, r in attn_resolutions)
                 skips.append(c)
@@ -66,10 +88,14 @@ class _UNet(nn.Module):
         return c
 
     def _walk(self, x: Tensor, emb: Tensor) -> Tensor:
-        skips = []
-        for block in self.enc.values():
-            x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
-            skips.append(x)
+        skips: list[Tensor] = []
+        above = x
+        for name, block in self.enc.items():
+            if name.endswith(_RESIDUAL):
+                x = skips[-1] = above = (x + block(above)) / math.sqrt(2)
+            else:
+                x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
+                skips.append(x)
         for name, block in self.dec.items():
             if isinstance(block, UNetBlock):
                 if "_block" in name:
@@ -79,7 +105,10 @@ class _UNet(nn.Module):
 
 
 class SongUNet(_UNet):
-    """DDPM++ as EDM's "vp" models use it [EDM Table 1].
+    """DDPM++ and NCSN++, the networks of EDM's "vp" and "ve" models [EDM Table 1].
+
+    The defaults are DDPM++. NCSN++ has embedding_type="fourier", encoder_type="residual",
+    channel_mult_noise=2 and resample_filter=[1, 3, 3, 1].
 
     forward(x [B, C, R, R], noise_labels [B], class_labels [B, label_dim] or None,
     augment_labels [B, augment_dim] or None) -> [B, C, R, R]
@@ -106,15 +135,18 @@ class SongUNet(_UNet):
         resample_filter: Sequence[int] = (1, 1),
     ):
         super().__init__()
-        _only("embedding_type", embedding_type, "positional")
-        _only("encoder_type", encoder_type, "standard")
+        _only("embedding_type", embedding_type, "positional", "fourier")
+        _only("encoder_type", encoder_type, "standard", "residual")
         _only("decoder_type", decoder_type, "standard")
-        _only("resample_filter", list(resample_filter), [1, 1])
         self.label_dropout = label_dropout
         emb = model_channels * channel_mult_emb
         noise = model_channels * channel_mult_noise
 
-        self.map_noise = PositionalEmbedding(noise, endpoint=True)
+        self.map_noise: nn.Module = (
+            FourierEmbedding(noise)
+            if embedding_type == "fourier"
+            else PositionalEmbedding(noise, endpoint=True)
+        )
         self.map_label = Linear(label_dim, noise) if label_dim else None
         self.map_augment = Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise, emb)
@@ -129,6 +161,8 @@ class SongUNet(_UNet):
             emb=emb,
             heads_of=lambda c: 1,
             attend_last_only=True,
+            residual=encoder_type == "residual",
+            taps=resample_filter,
             dropout=dropout,
             skip_scale=math.sqrt(0.5),
             eps=1e-6,
@@ -214,11 +248,9 @@ class DhariwalUNet(_UNet):
         return self.out_conv(F.silu(self.out_norm(self._walk(x, F.silu(emb)))))
 
 
-def _only(name: str, value, supported) -> None:
-    if value != supported:
-        raise ValueError(
-            f"{name}={value!r} is not supported: the released EDM models use {supported!r}"
-        )
+def _only(name: str, value: str, *supported: str) -> None:
+    if value not in supported:
+        raise ValueError(f"{name}={value} is not supported: only {' and '.join(supported)}")
 
 
 def _drop_labels(labels: Tensor, probability: float, training: bool) -> Tensor:

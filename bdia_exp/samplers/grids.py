@@ -1,8 +1,8 @@
 """Grids: the levels that a sampler visits, from noise to data.
 
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
-model's. `karras` does not use it, `arc` takes the times from any schedule, and the others need the
-table of a `DiscreteVP`.
+model's. `karras` and `arc` keep to the σ/α that it supports, `arc` takes the times from any
+schedule, and the others need the table of a `DiscreteVP`.
 
 `pairing` says which ᾱ goes with the time k that the network is given (docs/samplers.md, "Grids"):
 
@@ -34,9 +34,10 @@ def karras(
 ) -> Grid:
     """EDM's grid: `steps` values of σ, evenly spaced in σ^(1/ρ), then 0 [EDM 5].
 
-    Raises UserError if 0 < sigma_min < sigma_max does not hold.
+    As in EDM's program, σ stays in the range that the network supports. Raises UserError if
+    0 < sigma_min < sigma_max does not hold.
     """
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max, schedule)
     hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     last = max(steps - 1, 1)  # a single step starts at sigma_max
     return (*(edm((hi + i / last * (lo - hi)) ** rho) for i in range(steps)), CLEAN)
@@ -51,12 +52,12 @@ def arc(
 ) -> Grid:
     """VP levels (cos θ, sin θ), θ = atan(σ/α) evenly spaced; it ends at sigma_min, not clean.
 
-    sigma_max and sigma_min are values of σ/α, as in `karras`. The levels lie on a smooth curve, on
-    which a sampler's order can be measured. Times are fractional times of the schedule, or θ
-    without a schedule. Raises UserError if 0 < sigma_min < sigma_max does not hold, or if sigma_max
-    is beyond the schedule's end.
+    sigma_max and sigma_min are values of σ/α, and stay in the supported range, as in `karras`. The
+    levels lie on a smooth curve, on which a sampler's order can be measured. Times are fractional
+    times of the schedule, or θ without a schedule. Raises UserError if 0 < sigma_min < sigma_max
+    does not hold, or if sigma_max is beyond the schedule's end.
     """
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max, schedule)
     start, end = math.atan(sigma_max), math.atan(sigma_min)
     angles = (start + i / steps * (end - start) for i in range(steps + 1))
     return tuple(
@@ -185,11 +186,20 @@ def _to_the_end(times: Sequence[int], schedule: DiscreteVP, pairing: str) -> Gri
     return tuple(schedule(k, shift=shift) for k in (*reversed(times), -1))
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
+def _range(sigma_min: float, sigma_max: float, schedule: Schedule | None) -> tuple[float, float]:
+    """Both, moved into the range of σ/α that the schedule's network supports."""
     if not 0 < sigma_min < sigma_max:
         raise UserError(
             f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
         )
+    least, most = schedule.supported if schedule else (sigma_min, sigma_max)
+    low, high = max(sigma_min, least), min(sigma_max, most)
+    if not low < high:
+        raise UserError(
+            f"grid: this network supports sigma from {least:g} to {most:g}, not from {sigma_min:g} "
+            f"to {sigma_max:g}: set grid.sigma_min and grid.sigma_max"
+        )
+    return low, high
 
 
 def _shift(pairing: str) -> int:

@@ -11,9 +11,16 @@ import torch
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import CLEAN, Level
 
+ANY = (0.0, math.inf)
+
 
 class Schedule(Protocol):
     """The levels for which a network was trained, by time or by σ/α."""
+
+    @property
+    def supported(self) -> tuple[float, float]:
+        """The least and the greatest σ/α that the network supports; grids of σ/α keep to it."""
+        ...
 
     @property
     def rho_max(self) -> float:
@@ -33,10 +40,11 @@ class DiscreteVP:
     """A variance-preserving schedule of T discrete times k = 0 … T−1 [BDIA 1].
 
     `abar[k]` is ᾱ_k = Π_{j≤k} (1 − β_j). `schedule(k)` is the level (√ᾱ_k, √(1−ᾱ_k), k).
+    `supported` is the range of σ/α that the network itself states; EDM's networks can have one.
     """
 
-    def __init__(self, abar: Sequence[float]):
-        self.abar = tuple(abar)
+    def __init__(self, abar: Sequence[float], supported: tuple[float, float] = ANY):
+        self.abar, self.supported = tuple(abar), supported
 
     def __len__(self) -> int:
         return len(self.abar)
@@ -136,6 +144,7 @@ class Rectified:
     """Rectified flow: the straight line z = (1 − t) x + t ε, from t = 1, noise, to t = 0 [RF 1]."""
 
     rho_max = math.inf
+    supported = ANY
 
     def __call__(self, time: float) -> Level:
         """The level (1 − t, t, t). Raises UserError outside 0 ≤ t ≤ 1."""

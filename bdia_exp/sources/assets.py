@@ -32,8 +32,13 @@ _ALL = [
         Asset(name, f"{_EDM}/pretrained/{name}", f"EDM's network for {what} (CC BY-NC-SA 4.0)")
         for name, what in {
             "edm-cifar10-32x32-cond-vp.pkl": "CIFAR-10, with classes",
+            "edm-cifar10-32x32-cond-ve.pkl": "CIFAR-10, with classes, NCSN++",
+            "edm-cifar10-32x32-uncond-vp.pkl": "CIFAR-10, without classes",
+            "edm-cifar10-32x32-uncond-ve.pkl": "CIFAR-10, without classes, NCSN++",
             "edm-ffhq-64x64-uncond-vp.pkl": "FFHQ 64x64",
+            "edm-ffhq-64x64-uncond-ve.pkl": "FFHQ 64x64, NCSN++",
             "edm-afhqv2-64x64-uncond-vp.pkl": "AFHQv2 64x64",
+            "edm-afhqv2-64x64-uncond-ve.pkl": "AFHQv2 64x64, NCSN++",
             "edm-imagenet-64x64-cond-adm.pkl": "ImageNet 64x64, with classes",
         }.items()
     ),

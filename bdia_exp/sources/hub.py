@@ -21,6 +21,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.sources import fetch
 from bdia_exp.sources.downloads import say
+from bdia_exp.sources.folders import index_of
 from bdia_exp.sources.pickles import brief
 from bdia_exp.store.files import write_text
 
@@ -93,7 +94,8 @@ def _fetch(library: Any, repo: str, revision: str, folder: Path) -> None:
     info = library.HfApi().model_info(repo, revision=revision, files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = _wanted(files)
-    if not {INDEX, SAFE[0], PICKLED[0]} & set(wanted):
+    networks = {name for one in (SAFE[0], PICKLED[0]) for name in (one, index_of(one))}
+    if not {INDEX, *networks} & set(wanted):
         raise UserError(
             f"hub:{repo}@{revision} is neither a pipeline nor a network in diffusers' layout: it "
             f"has no {INDEX} and no {SAFE[0]}; give another model"
@@ -127,21 +129,35 @@ def _wanted(names: Iterable[str]) -> list[str]:
                 kept.append(name)
             continue
         prefix = f"{folder}/" if folder else ""
-        safe = any(f"{prefix}{weights}" in names for weights in SAFE)
+        weights = _weights({n.removeprefix(prefix) for n in names if n.startswith(prefix)})
         texts = folder in ("scheduler", "tokenizer") and re.fullmatch(r"[\w-]+\.(json|txt)", file)
-        if file == "config.json" or texts or file in (SAFE if safe else PICKLED):
+        if file == "config.json" or texts or file in weights:
             kept.append(name)
     return kept
 
 
+def _weights(files: set[str]) -> set[str]:
+    """The files of weights of a network's folder: safetensors if there are any, one if possible."""
+    for kind in (SAFE, PICKLED):
+        if single := files.intersection(kind):
+            return single
+        for name in files.intersection(map(index_of, kind)):
+            stem, suffix = name.removesuffix(".index.json").rsplit(".", 1)
+            part = re.compile(rf"{stem}-\d+-of-\d+\.{suffix}", re.ASCII)
+            return {name, *filter(part.fullmatch, files)}
+    return set()
+
+
 def _fault(path: Path, published: Any) -> str:
     """How the file differs from what the hub states; empty if it does not."""
+    if (size := path.stat().st_size) != published.size:
+        return f"{size} bytes, not {published.size}"
     if published.lfs:
         wanted, found = published.lfs["sha256"], fetch.digest(path)
         return "" if found == wanted else f"sha256 {found}, not {wanted}"
     data = path.read_bytes()  # a small file: Git's own hash of it
     found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    wanted = published.blob_id or found
+    wanted = published.blob_id
     return "" if found == wanted else f"Git's hash {found}, not {wanted}"
 
 

@@ -9,7 +9,7 @@ many gigabytes.
 """
 
 import pickletools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,8 +18,11 @@ from bdia_exp.errors import UserError
 # Many times more than in the largest published model, and few enough for any machine.
 MAX_INSTRUCTIONS = 2_000_000
 
-DICTS = {"collections OrderedDict", "dnnlib.util EasyDict"}
-SET, OBJECT = "builtins set", "copyreg _reconstructor"
+DICTS = {"builtins dict", "collections OrderedDict", "dnnlib.util EasyDict"}
+OBJECT, ENCODE = "copyreg _reconstructor", "_codecs encode"
+SETS, BYTES = {"builtins set", "builtins frozenset"}, "builtins bytes"
+OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules of Python 2, whose names Python 3 writes in protocols 0 to 2 → their names now."""
 PERSISTENT_ID = "pickle persistent_id"
 """Allows persistent ids: each becomes a `Call` of this name with one argument, the id."""
 
@@ -46,28 +49,35 @@ def asks(value: Any, *names: str) -> bool:
 
 
 def expect(value: Any, *kinds: type) -> Any:
-    """`value`, if its type is exactly one of these. Keys must be strings or integers: the hash of
-    a nested tuple recurses in C without a limit. Raises ValueError for another type."""
+    """`value`, if its type is exactly one of these. Raises ValueError for another type."""
     if type(value) not in kinds:
         raise ValueError(f"{type(value).__name__} where {kinds[0].__name__} belongs")
     return value
 
 
-def interpret(stream: BinaryIO, allowed: Set[str]) -> Any:
-    """One pickle (protocol 2 to 5) from the stream, as plain values, `Global`s and `Call`s.
+def interpret(
+    stream: BinaryIO,
+    allowed: Set[str],
+    counter: Iterator[int],
+    made: Callable[[Call], Any] = lambda call: call,
+) -> Any:
+    """One pickle (protocol 0 to 5) from the stream, as plain values, `Global`s and `Call`s.
 
-    Sets become lists. It does not use recursion, at any depth of nesting. Raises UserError for a
-    name that is not allowed and for an instruction that no EDM checkpoint needs, and any other
-    exception for damaged bytes.
+    Sets become lists. `made` says what takes the place of a call. It does not use recursion, at any
+    depth of nesting. `counter` counts the instructions of all pickles of a file. Raises UserError
+    for a name that is not allowed, for an instruction that no file of weights needs, and after
+    MAX_INSTRUCTIONS; any other exception for damaged bytes.
     """
-    machine = _Machine(allowed)
-    for count, (op, arg, _) in enumerate(pickletools.genops(stream)):
-        if count == MAX_INSTRUCTIONS:
-            raise UserError(f"refused: over {count:,} instructions, more than in any checkpoint")
+    machine = _Machine(allowed, made)
+    for op, arg, _ in pickletools.genops(stream):
+        if next(counter) >= MAX_INSTRUCTIONS:
+            raise UserError(
+                f"refused: over {MAX_INSTRUCTIONS:,} instructions, more than in any checkpoint"
+            )
         if op.name == "STOP":
             return machine.stack.pop()
         if op.name not in _INSTRUCTIONS:
-            raise UserError(f"refused: no EDM checkpoint needs the pickle instruction {op.name}")
+            raise UserError(f"refused: no file of weights needs the pickle instruction {op.name}")
         _INSTRUCTIONS[op.name](machine, op.name, arg)
     raise ValueError("no STOP")
 
@@ -76,8 +86,8 @@ class _Machine:
     """The stack machine. Each method is one kind of instruction: it takes the instruction's name
     and its argument in the file."""
 
-    def __init__(self, allowed: Set[str]) -> None:
-        self.allowed = allowed
+    def __init__(self, allowed: Set[str], made: Callable[[Call], Any]) -> None:
+        self.allowed, self.made = allowed, made
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -95,12 +105,19 @@ class _Machine:
         if name not in self.allowed:
             asked = brief(name.replace(" ", "."))
             raise UserError(
-                f"refused: it asks for {asked}, which no EDM checkpoint needs; nothing was executed"
+                f"refused: it asks for {asked}, which no file of weights needs; "
+                "nothing was executed"
             )
         return name
 
     def skip(self, op: str, arg: Any) -> None:
         pass
+
+    def drop(self, op: str, arg: Any) -> None:
+        if op == "POP" and self.stack:
+            self.stack.pop()
+        else:  # protocol 0 has no other instruction to drop a mark
+            self.since_mark()
 
     def mark(self, op: str, arg: Any) -> None:
         self.outer.append(self.stack)
@@ -116,10 +133,13 @@ class _Machine:
         self.stack.append(_FIXED.get(op, arg))
 
     def new_list(self, op: str, arg: Any) -> None:
-        self.stack.append([])
+        items = self.since_mark() if op == "LIST" else []
+        self.stack.append(items)
 
     def new_dict(self, op: str, arg: Any) -> None:
+        items = self.since_mark() if op == "DICT" else []
         self.stack.append({})
+        self._enter(items)
 
     def new_tuple(self, op: str, arg: Any) -> None:
         items = self.take(int(op[-1])) if op[-1].isdecimal() else self.since_mark()
@@ -130,19 +150,24 @@ class _Machine:
         expect(self.stack[-1], list).extend(items)
 
     def update(self, op: str, arg: Any) -> None:
-        items = self.take(2) if op == "SETITEM" else self.since_mark()
-        keys = [expect(key, str, int) for key in items[::2]]
+        self._enter(self.take(2) if op == "SETITEM" else self.since_mark())
+
+    def _enter(self, items: list[Any]) -> None:
+        keys = [_key(key) for key in items[::2]]
         expect(self.stack[-1], dict).update(zip(keys, items[1::2], strict=True))
 
     def name(self, op: str, arg: Any) -> None:
         if op == "STACK_GLOBAL":
             module, attribute = (expect(part, str) for part in self.take(2))
             arg = f"{module} {attribute}"
-        self.stack.append(Global(self.permit(str(arg))))
+        module, _, attribute = str(arg).partition(" ")
+        name = f"{OLD_NAMES.get(module, module)} {attribute}"
+        self.stack.append(Global(self.permit(name)))
 
     def call(self, op: str, arg: Any) -> None:
         callee, args = self.take(2)
-        self.stack.append(_called(expect(callee, Global).name, expect(args, tuple)))
+        result = _called(expect(callee, Global).name, expect(args, tuple))
+        self.stack.append(self.made(result) if isinstance(result, Call) else result)
 
     def build(self, op: str, arg: Any) -> None:
         state = self.stack.pop()
@@ -151,16 +176,27 @@ class _Machine:
             self.stack[-1].state = state
 
     def persistent(self, op: str, arg: Any) -> None:
-        self.stack.append(Call(self.permit(PERSISTENT_ID), (self.stack.pop(),)))
+        self.stack.append(self.made(Call(self.permit(PERSISTENT_ID), (self.stack.pop(),))))
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict: texts and small numbers as they are, others as an object that is equal to
+    itself only. The hash of a nested tuple recurses in C without a limit, and large numbers can be
+    chosen to have equal hashes."""
+    small = type(value) is int and abs(value) < 1 << 60
+    return value if small or type(value) is str else Call("key", (value,))
 
 
 def _called(name: str, args: tuple) -> Any:
     if name in DICTS and not args:
         return {}
-    if name == SET and len(args) == 1:
+    if name in SETS and len(args) == 1:
         return expect(args[0], list)
-    if name == OBJECT:
-        return Call(expect(args[0], Global).name, ())
+    if name == BYTES and not args:
+        return b""
+    if name == OBJECT:  # the class, its base class, and what a dict contains
+        name = expect(args[0], Global).name
+        return expect(args[2], dict) if name in DICTS else Call(name, ())
     return Call(name, args)
 
 
@@ -168,12 +204,14 @@ _FIXED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _KINDS: dict[Callable[[_Machine, str, Any], None], str] = {
     _Machine.skip: "PROTO FRAME",
     _Machine.mark: "MARK",
-    _Machine.remember: "MEMOIZE BINPUT LONG_BINPUT",
-    _Machine.recall: "BINGET LONG_BINGET",
+    _Machine.drop: "POP POP_MARK",
+    _Machine.remember: "MEMOIZE BINPUT LONG_BINPUT PUT",
+    _Machine.recall: "BINGET LONG_BINGET GET",
     _Machine.constant: "NONE NEWTRUE NEWFALSE EMPTY_TUPLE BININT BININT1 BININT2 LONG1 LONG4 "
-    "BINFLOAT SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8",
-    _Machine.new_list: "EMPTY_LIST EMPTY_SET",
-    _Machine.new_dict: "EMPTY_DICT",
+    "INT LONG FLOAT UNICODE BINFLOAT SHORT_BINSTRING SHORT_BINUNICODE BINUNICODE "
+    "BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8",
+    _Machine.new_list: "EMPTY_LIST EMPTY_SET LIST",
+    _Machine.new_dict: "EMPTY_DICT DICT",
     _Machine.new_tuple: "TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET",
     _Machine.extend: "APPEND APPENDS ADDITEMS",
     _Machine.update: "SETITEM SETITEMS",

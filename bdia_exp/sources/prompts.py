@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from bdia_exp.console import warn
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.pickles import brief, few
@@ -101,6 +103,25 @@ def read(source: str, seed: int | None) -> Prompts:
     if not captions:
         raise UserError(f"{path} holds no captions: give a file with at least one")
     return Prompts(captions, about)
+
+
+def cut(tokenizer: Any, texts: Iterable[str], longest: int) -> dict[str, str]:
+    """The texts of which a CLIP network of `longest` tokens cannot read all, each with the end that
+    is cut off. Prints a warning of their number and the first one."""
+    texts = [*dict.fromkeys(texts)]
+    tokens = tokenizer(texts, verbose=False).input_ids if texts else []
+    # The last token, the mark of a text's end, is kept.
+    found = {
+        text: tokenizer.decode(own[longest - 1 : -1])
+        for text, own in zip(texts, tokens, strict=True)
+        if len(own) > longest
+    }
+    for text, end in [*found.items()][:1]:
+        warn(
+            f"CLIP reads {longest} tokens of a prompt, and {len(found)} of {len(texts)} have more "
+            f"and are cut: the first, {text[:60]!r}…, without its end {end[:200]!r}"
+        )
+    return found
 
 
 def _choose(captions: Iterable[Caption], seed: int | None) -> tuple[Caption, ...]:

@@ -74,7 +74,12 @@ def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
     chosen = [_sampler(label, how, compose) for label, how in named.items()]
     solved = problems_of(asked.problems, asked.count, device, compose)
     for problem in solved:
-        if asked.sigma_max > (most := problem.schedule.rho_max):
+        least, most = problem.schedule.supported
+        if asked.sigma_min < least:
+            raise UserError(
+                f"sigma_min={asked.sigma_min:g} is below the {least:g} of {problem.name}"
+            )
+        if asked.sigma_max > (most := min(most, problem.schedule.rho_max)):
             raise UserError(
                 f"sigma_max={asked.sigma_max:g} is beyond the schedule of {problem.name}: give "
                 f"{most:.4g} or less"

@@ -37,7 +37,7 @@ class EditComparison(Asked):
     settings: Overrides | None
     steps: int
     strength: float
-    guidance: float
+    guidance: float | None
     device: str
     out: str | None
 

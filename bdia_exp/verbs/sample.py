@@ -14,6 +14,7 @@ from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics.score import Score
+from bdia_exp.models import warn_of_cut
 from bdia_exp.store.files import save_image
 from bdia_exp.store.images import contact_sheet
 from bdia_exp.store.records import Record
@@ -42,7 +43,10 @@ def sample(asked: Sampling) -> Record:
         scorer.require_enough(len(wanted))
         scorer.require_prompts(job.model.takes_text)
 
-    run.begin(_described(asked, job, run, device), asked.plain())
+    description = _described(asked, job, run, device)
+    if job.texts:
+        description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
+    run.begin(description, asked.plain())
     if dist.rank() == 0 and job.texts:
         job.texts.prompts.write(run.root / "prompts.csv", wanted)
     tally, began = _Tally(), time.perf_counter()

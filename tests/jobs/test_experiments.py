@@ -281,7 +281,12 @@ def test_published_networks_are_of_the_published_size():
     """The configurations in the YAML files build the networks of the papers, without weights."""
     sizes = {
         "edm_cifar10": 55_735_299,
+        "edm_cifar10_ve": 56_400_643,
+        "edm_cifar10_uncond": 55_733_891,
+        "edm_cifar10_uncond_ve": 56_397_827,
         "edm_ffhq": 61_805_571,
+        "edm_ffhq_ve": 62_761_091,
+        "edm_afhqv2_ve": 62_761_091,
         "edm_afhqv2": 61_805_571,
         "edm_imagenet64": 295_899_267,
         "ddim_cifar10": 35_746_307,

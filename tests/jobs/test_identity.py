@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.configs import call, expand, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, require_weights
+from bdia_exp.sources import checkpoints
 from bdia_exp.store.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -43,6 +45,27 @@ def test_an_identity_has_no_import_path_and_no_default():
     }
 
 
+def test_the_json_beside_the_weights_is_part_of_the_identity(tmp_path):
+    """It decides the network. For a bundled file it is part of the package."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(checkpoints.BUNDLED / f"fashion_mini{suffix}", tmp_path / f"net{suffix}")
+    words = ["model=edm", f"model.checkpoint={tmp_path}/net.safetensors"]
+    first = identity_of(settings("sample", words), {}, seeds="0-63")
+    assert first["description"] == checkpoints.sha256(tmp_path / "net.json")
+    provenance = settings("sample", words).model.make(device="cpu", dtype="auto").provenance
+    assert provenance["description"] == first["description"]
+    about = json.loads((tmp_path / "net.json").read_text())
+    about["network"]["sigma_data"] = 0.7
+    (tmp_path / "net.json").write_text(json.dumps(about))
+    second = identity_of(settings("sample", words), {}, seeds="0-63")
+    assert {key for key in first if first[key] != second[key]} == {"description"}
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"net{suffix}").unlink()
+    assert identity_of(settings("sample", words), second, seeds="0-63") == second
+    bundled = identity_of(settings("sample", []), {}, seeds="0-63")
+    assert "description" not in bundled
+
+
 def test_null_is_a_value_where_it_is_not_the_default():
     """prompts_seed=null takes captions in the order of the file; 0 is the default."""
     words = ["model=tiny-sd", "nfe=10"]
@@ -52,6 +75,29 @@ def test_null_is_a_value_where_it_is_not_the_default():
     )
     assert "prompts_seed" not in shuffled
     assert in_order == shuffled | {"prompts_seed": None}
+
+
+@pytest.mark.parametrize(
+    ("command", "usual", "words"),
+    [
+        ("sample", 9.0, ["prompts=bundled:captions.csv"]),
+        ("sample", 9.0, ["prompt=a cat"]),
+        ("invert", 3.0, ["x.png", "prompt=''"]),
+        ("edit", 3.0, ["x.png", "prompt=a cat", "to=a dog"]),
+    ],
+)
+def test_the_usual_guidance_is_that_of_texts(command, usual, words):
+    """It has a value in the identity and the record if there is a text, and none otherwise."""
+
+    def asked(*more):
+        (overrides,) = expand(command, (*words, "model=tiny-sd", *more), multirun=False)
+        return settings(command, overrides)
+
+    assert asked().guidance == asked().plain()["guidance"] == usual
+    assert identity_of(asked(), {})["guidance"] == usual
+    assert identity_of(asked(), {}) == identity_of(asked(f"guidance={usual}"), {})
+    assert asked("guidance=7").guidance == 7
+    assert asked("prompt=null", *(["prompts=null"] * (command == "sample"))).guidance is None
 
 
 def test_weights_are_those_that_were_claimed(tmp_path):

@@ -111,6 +111,15 @@ def test_images_of_any_size_and_grey_ones_and_long_texts(clip):
         clip(IMAGES[:2], ["a"])
 
 
+def test_a_cut_text_is_told_once(folder, capsys):
+    clip = Clip(str(folder))
+    for _ in range(2):
+        clip(IMAGES[:3], ["a b", "c " * 6 + "d e", "c " * 6 + "f"])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "CLIP reads 8 tokens of a prompt, and 2 of 3 have more and are cut" in line
+    assert "without its end 'd e'" in line
+
+
 def test_no_network_is_asked(folder, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a connection was tried")

@@ -142,11 +142,19 @@ def beside() -> State:
         "scale_factor": torch.tensor(0.18215),
         "model_ema.decay": torch.tensor(0.9999),
         "model_ema.num_updates": torch.tensor(7, dtype=torch.int32),
-        "model_ema.diffusion_modeltime_embed0weight": torch.ones(3, 3),
-        "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3, 3),
         "first_stage_model.loss.logvar": torch.zeros(()),
         "first_stage_model.loss.discriminator.main.0.weight": torch.ones(2, 3, 4, 4),
     }
+
+
+def with_raw(state: Mapping[str, Tensor]) -> State:
+    """With the U-Net's weights as averages, and others as the raw ones, as in v1-5-pruned.ckpt."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith("model.diff")}
+    averages = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): tensor
+        for name, tensor in own.items()
+    }
+    return {**state, **{name: tensor + 1 for name, tensor in own.items()}, **averages}
 
 
 def single_file(

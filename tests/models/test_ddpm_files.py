@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
-from bdia_exp.models import edm, parameter_count
+from bdia_exp.models import edm, parameter_count, pndm
 from bdia_exp.models.ddpm import DDPM, DDPMUNet, by_our_names, load
 from bdia_exp.samplers.schedules import edm as edm_level
 from bdia_exp.sources.checkpoints import read
@@ -129,7 +129,7 @@ def test_a_safetensors_without_a_description(tmp_path):
     save_file(state, tmp_path / "net.safetensors")
     file = read(tmp_path / "net.safetensors")
     assert (file.config, file.state.keys()) == ({}, state.keys())
-    with pytest.raises(UserError, match="describes no network that we can build"):
+    with pytest.raises(UserError, match="has weights but does not say of which network"):
         edm.load(str(tmp_path / "net.safetensors"))
 
 
@@ -161,8 +161,12 @@ def test_another_network_s_weights_are_refused(tmp_path, diffusers_net):
         load(str(tmp_path), network=configs["ddim_cifar10"])
     with pytest.raises(UserError, match="does not fit this network; missing: temb"):
         load("bundled:fashion_mini.safetensors", network=TINY)
-    with pytest.raises(UserError, match="describes no network that we can build"):
+    with pytest.raises(UserError, match="has weights but does not say of which network"):
         edm.load(str(tmp_path / "ddim_cifar10.ckpt"))
+
+
+def test_the_former_names_go_on_working():
+    assert (pndm.DDIMUNet, pndm.DDIM, pndm.load) == (DDPMUNet, DDPM, load)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,13 @@ def test_weights_that_are_no_weights(tmp_path, value, said):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"chh": 1}, "unexpected keyword argument 'chh'"), ({"ch": 7}, "ch=7"), ({"ch": "a"}, "str")],
+    [
+        ({"chh": 1}, "chh is no field"),
+        ({"ch": 7}, "ch=7 must be a multiple of 32"),
+        ({"ch": "a"}, "ch=a must be a whole number"),
+        ({"resamp_with_conv": False}, "resamp_with_conv=true"),
+        ({"ch_mult": [1] * 5}, "a size of 8 cannot be halved 4 times"),
+    ],
 )
 def test_a_description_that_cannot_be_is_refused(tmp_path, change, said):
     torch.save({"a.bias": torch.ones(2)}, tmp_path / "net.ckpt")

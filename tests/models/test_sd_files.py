@@ -113,7 +113,9 @@ def test_an_old_folder_of_bin_files_with_old_names(copy):
 )
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_a_single_file(tmp_path, kind, text, suffix):
+    """With raw and averaged weights of the U-Net."""
     path, state = tmp_path / f"sd.{suffix}", single_files.single_file(tiny(kind).parts, text)
+    state = single_files.with_raw(state)
     if suffix == "ckpt":
         torch.save({"state_dict": state, "global_step": 7, "callbacks": {"a": 1.5}}, path)
     else:
@@ -121,6 +123,14 @@ def test_a_single_file(tmp_path, kind, text, suffix):
     found = load(str(path), network=kind(), size=64)
     assert same(found, tiny(kind))
     assert found.provenance["sha256"] == checkpoints.sha256(path)
+
+
+def test_a_single_file_with_averages_of_another_network(tmp_path):
+    state = single_files.single_file(tiny().parts, single_files.open_clip)
+    averages = {"model_ema.diffusion_modeltime_embed0weight": torch.ones(3, 3)}
+    save_file(state | averages, tmp_path / "sd.safetensors")
+    with refusal("averaged weights .model_ema.* and raw ones .* do not match"):
+        load(str(tmp_path / "sd.safetensors"), network=network(), size=64)
 
 
 def test_the_names_of_single_files_are_the_published_ones():

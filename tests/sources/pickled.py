@@ -108,11 +108,12 @@ def network(config: dict, seed: int = 0) -> EDMPrecond:
     return net
 
 
-def edm(config: dict, **attributes) -> bytes:
+def edm(config: dict, protocol: int = 4, **attributes) -> bytes:
     options = EasyDict(dropout=0.0, path=EasyDict(a=(1, 2)))
     top = persistent(network(config), _init_kwargs=config, **attributes)
     loss = Persistent("EDMLoss", dict(P_mean=-1.2))
-    return dump(dict(ema=top, loss_fn=loss, augment_pipe=None, dataset_kwargs=options))
+    whole = dict(ema=top, loss_fn=loss, augment_pipe=None, dataset_kwargs=options)
+    return dump(whole, protocol)
 
 
 def write(folder: Path, data: bytes, name: str = "net.pkl") -> Path:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +95,17 @@ def test_other_layouts_and_precisions_of_a_tensor(tmp_path):
         assert tensor.is_contiguous()
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 5])
-def test_other_protocols(tmp_path, protocol):
-    top = Persistent("EDMPrecond", dict(_parameters={}, _buffers={}, _modules={}, _init_kwargs={}))
-    data = dump(dict(ema=top, dataset_kwargs=EasyDict(a=1)), protocol)
-    assert read(write(tmp_path, data)).state == {}
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("config", [SONG, ADM], ids=["SongUNet", "DhariwalUNet"])
+def test_other_protocols(tmp_path, protocol, config):
+    """Up to 2, modules have Python 2's names, and bytes are text."""
+    more = dict(hooks={1}, frozen=frozenset((1, b"")))
+    data = edm(config, protocol, sigma_data=np.float64(0.25), **more)
+    assert (b"__builtin__" in data) == (protocol < 3)
+    file, expected = read(write(tmp_path, data)), read(write(tmp_path, edm(config), "4.pkl"))
+    assert file.config == expected.config | {"sigma_data": 0.25}
+    assert list(file.state) == list(expected.state)
+    assert all(torch.equal(file.state[name], value) for name, value in expected.state.items())
 
 
 def test_our_own_safetensors(tmp_path):
@@ -111,8 +119,19 @@ def test_our_own_safetensors(tmp_path):
         beside.write_text(wrong)
         with pytest.raises(UserError, match=r"mini\.json beside it is not"):
             read(path)
-    beside.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not valid JSON"):
+    for wrong in [b"[" * 100_000, b"\xff\xfe{}", b"1" * 5000, b"", b"nul"]:
+        beside.write_bytes(wrong)
+        with pytest.raises(UserError, match="not valid JSON"):
+            read(path)
+    for wrong in [b"NaN", b"Infinity", b"3", b'"a"', b"null", b'{"network": null}']:
+        beside.write_bytes(wrong)
+        with pytest.raises(UserError, match="is not of the form"):
+            read(path)
+    beside.write_bytes(b'{"network": ' + b'{"a":' * 900 + b"1" + b"}" * 901)
+    with pytest.raises(UserError, match="too deep"):
+        read(path)
+    beside.write_bytes(b" " * (checkpoints.MAX_DESCRIPTION + 1))
+    with pytest.raises(UserError, match="larger than any description"):
         read(path)
     beside.write_text(json.dumps({"network": TINY, "training": {"images": 7}}))
     file = read(path)
@@ -125,6 +144,67 @@ def test_our_own_safetensors(tmp_path):
         with pytest.raises(UserError, match="damaged or incomplete"):
             read(path)
     flip(data, 100, lambda changed: read(write(tmp_path, changed, path.name)))
+
+
+def header(tensors: object, length: int | None = None) -> bytes:
+    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def entry(shape: list, start: int, end: int, dtype: object = "F32") -> dict:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        header(b"{}", 1 << 63),
+        header(b"{}", (1 << 64) - 1),
+        header(b"{}", 100),
+        header(b"{}"),
+        header(b"[" * 100_000),
+        header(b'{"a":' * 5000 + b"1" + b"}" * 5000),
+        header(b"\xff\xfe"),
+        header([1]),
+        header(entry([1 << 40], 0, 4)) + bytes(4),
+        header(entry([1 << 40], 0, 1 << 42)) + bytes(4),
+        header(entry([1 << 62, 4], 0, 4)) + bytes(4),
+        header(entry([-1], 0, 4)) + bytes(4),
+        header(entry([1], 4, 0)) + bytes(4),
+        header(entry([1], 0, 4, "F99")) + bytes(4),
+        header(entry([1], 0, 4, 7)) + bytes(4),
+        header(entry([0, 1 << 40], 0, 0)),
+        header(entry([1], 0, 4) | {"b": entry([1], 0, 4)["a"]}) + bytes(4),
+        header(b" " * 10_000_001),
+    ],
+)
+def test_headers_of_safetensors_that_lie(tmp_path, data):
+    """Refused before memory is taken."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = write(tmp_path, data, "net.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_into(nn.Linear(1, 1), read(path))
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_safetensors_with_wrappers_and_averages(tmp_path):
+    own = {"conv.weight": torch.ones(2, 2), "conv.bias": torch.ones(2)}
+    path = tmp_path / "net.safetensors"
+    for prefix in ("", "module.", "model.", "_orig_mod.", "ema_model."):
+        save_file({prefix + name: value for name, value in own.items()}, path)
+        assert read(path).state.keys() == own.keys()
+    raw = {f"model.{name}": torch.zeros_like(value) for name, value in own.items()}
+    save_file(raw | {f"model_ema.{name}": value for name, value in own.items()}, path)
+    assert all(torch.equal(read(path).state[name], own[name]) for name in own)
+    save_file(raw | {"ema.conv.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(UserError, match="averaged weights"):
+        read(path)
+    # A JSON that other programs put beside a file is no description of ours.
+    save_file(own, path)
+    (tmp_path / "net.json").write_text("[1]")
+    assert read(path).config == {}
 
 
 # --- fitting and finding -------------------------------------------------------------------------

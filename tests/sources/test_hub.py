@@ -199,6 +199,35 @@ def test_one_network(site, folder):
     assert checkpoints.sha256(snapshot) == hashlib.sha256(b"control").hexdigest()
 
 
+def test_weights_in_several_files(site, folder):
+    shards = {
+        f"unet/diffusion_pytorch_model-0000{k}-of-00002.safetensors": b"unet%d" % k for k in (1, 2)
+    }
+    names = {name.partition("/")[2]: name.partition("/")[2] for name in shards}
+    index = json.dumps({"weight_map": names}).encode()
+    shards["unet/diffusion_pytorch_model.safetensors.index.json"] = index
+    whole = "unet/diffusion_pytorch_model.safetensors"
+    site.files = {name: data for name, data in FILES.items() if name != whole} | shards
+    site.files["unet/diffusion_pytorch_model.fp16-00001-of-00001.safetensors"] = b"half"
+    snapshot = hub.get(SPEC)
+    assert held(snapshot) == {n: data for n, data in WANTED.items() if n != whole} | shards
+    assert len(checkpoints.sha256(snapshot)) == 64
+    (snapshot / next(iter(shards))).unlink()
+    with refusal("unet lacks diffusion_pytorch_model-00001-of-00002.safetensors"):
+        checkpoints.sha256(snapshot)
+    assert hub.cached(SPEC) is None
+
+
+def test_one_network_in_several_files(site, folder):
+    names = ["diffusion_pytorch_model-00001-of-00002.bin"]
+    names += [
+        "diffusion_pytorch_model-00002-of-00002.bin",
+        "diffusion_pytorch_model.bin.index.json",
+    ]
+    site.files = dict.fromkeys(["config.json", *names], b"{}")
+    assert held(hub.get(SPEC)).keys() == {"config.json", *names}
+
+
 def test_a_model_of_another_layout(site, folder):
     site.files = {"config.json": b"{}", "model.safetensors": b"a language model"}
     with refusal("neither a pipeline nor a network in diffusers' layout: .*; give another model"):
@@ -238,6 +267,16 @@ def test_a_file_behind_several_links_is_removed_with_them(tmp_path):
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "etag")
     hub._remove(tmp_path / "model.safetensors")
     assert [path.name for path in tmp_path.rglob("*")] == ["shared"]
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+@pytest.mark.parametrize("stated", [{"size": 5}, {"lfs": None, "blobId": None}])
+def test_a_hub_that_states_no_hash_or_another_size(site, folder, monkeypatch, name, stated):
+    about = site.about
+    monkeypatch.setattr(site, "about", lambda n: about(n) | (stated if n == name else {}))
+    with refusal(REPO):
+        hub.get(SPEC)
+    assert hub.cached(SPEC) is None
 
 
 def test_half_a_download_is_none(site, folder):

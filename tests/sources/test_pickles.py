@@ -1,5 +1,6 @@
 """Hostile and damaged pickles: nothing makes the reader execute anything."""
 
+import codecs
 import functools
 import io
 import os
@@ -99,7 +100,7 @@ def test_dotted_names_resolve_nothing(tmp_path, name):
 )
 def test_other_instructions_are_refused(tmp_path, instruction):
     text = refusal(tmp_path, b"\x80\x04" + instruction + b".")
-    assert "refused: no EDM checkpoint needs the pickle instruction" in text
+    assert "refused: no file of weights needs the pickle instruction" in text
 
 
 def test_a_persistent_id_is_refused_outside_a_storage(tmp_path):
@@ -285,6 +286,29 @@ def test_lying_lengths_and_stray_instructions(tmp_path, bomb):
 def test_too_many_instructions(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
     assert "over 1,000 instructions" in refusal(tmp_path, b"\x80\x04" + b"]" * 2000 + b".")
+
+
+def test_the_limit_counts_all_pickles_of_a_file(tmp_path, monkeypatch):
+    """The five pickles of each tensor too."""
+    data = edm(TINY)
+    outer = sum(1 for _ in pickletools.genops(data))
+    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", outer + 40 * len(network(TINY).state_dict()))
+    assert "instructions" in refusal(tmp_path, data)
+    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", outer + 200 * len(network(TINY).state_dict()))
+    read(write(tmp_path, data))
+
+
+def test_text_that_becomes_bytes_is_used_once(tmp_path):
+    """Else a small file could ask for the same large bytes again and again."""
+    text = storage(torch.zeros(1)).decode("latin-1")
+
+    def tensor():
+        source = Call(torch.storage._load_from_bytes, Call(codecs.encode, text, "latin1"))
+        return Call(torch._utils._rebuild_tensor_v2, source, 0, (1,), (1,), False, {})
+
+    read(write(tmp_path, valid(_parameters={"a": tensor()})))
+    both = valid(_parameters={"a": tensor(), "b": tensor()})
+    assert "used twice" in refusal(tmp_path, both)
 
 
 def test_real_files_stay_far_below_the_limit():

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import pytest
@@ -30,6 +31,7 @@ class Site(http.server.ThreadingHTTPServer):
         self.ranges = True  # whether Range is understood
         self.if_range = True  # whether If-Range is
         self.delay = 0.0  # seconds before an answer
+        self.raw: Callable[[], Iterable[bytes]] | None = None  # what is sent instead of an answer
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.sent = 0  # bytes of bodies
 
@@ -48,6 +50,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         site, asked = self.server, dict(self.headers)
         site.asked.append((self.path, asked))
         time.sleep(site.delay)
+        if site.raw:
+            for piece in site.raw():
+                self.wfile.write(piece)
+                site.sent += len(piece)
+            return None
         if site.status != 200:
             return self.send_error(site.status)
         body, status, extra = site.data, 200, {}

@@ -1,15 +1,20 @@
 """Makes a scorer from settings, and scores a set of images."""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 
 from bdia_exp import dist
-from bdia_exp.console import positive, progress
+from bdia_exp.console import positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.jobs.settings import Scoring
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
+from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 
 NO_REFERENCE = (
@@ -35,7 +40,7 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
         return score
     keep = bool({"kid", "prc"} & {*score.metrics})
     real = Score(extractor, None, keep=keep, resize=asked.resize)
-    found = ImageSet(path)
+    found = image_set(str(path))
     score_set(real, found, len(found), batch)
     score.compare_with(real.statistics())
     return score
@@ -47,24 +52,63 @@ def score_set(
     count: int,
     batch: int,
     prompts: list[str] | None = None,
-) -> None:
-    """Scores this rank's share of the first `count` images, with their prompts if given."""
+) -> list[str]:
+    """Scores this rank's share of the first `count` images, with their prompts if given.
+
+    Prints and returns what was left out of the set or changed in it, in sentences.
+    """
     starts = range(0, count, batch)[dist.rank() :: dist.world()]
     with progress(count, "img") as bar:
         for start in starts:
             rows = range(start, min(start + batch, count))
-            labels = None if found.labels is None else torch.tensor(found.labels)[list(rows)]
+            labels = None if found.labels is None else torch.tensor(found.labels[start : rows.stop])
             # If images are resized, they may have any sizes; only one batch is in memory.
             pictures = found.read_each(rows) if scorer.resize else found.read(rows)
             texts = prompts and [prompts[row] for row in rows]
             scorer.update(pictures, labels, rows, texts)
             bar.update(len(rows) * dist.world())
+    notes, transparent = list(found.notes), sum(dist.gather(found.transparent))
+    if transparent:
+        notes.append(f"{transparent} images have transparent parts, which were put on white")
+    for note in notes:
+        say(f"note: {found.path}: {note}")
+    return notes
 
 
-def image_set(images: str) -> ImageSet:
-    """The images at a path, or in a published file (`fetch:FILE`)."""
+def image_set(images: str, limit: int | None = None) -> ImageSet:
+    """The images at a path, or in a published file (`fetch:FILE`).
+
+    Raises UserError for a run that has not all its images, unless a `limit` says how many to use.
+    """
     published = images.startswith("fetch:")
-    return ImageSet(checkpoints.locate(images) if published else images)
+    found = ImageSet(checkpoints.locate(images) if published else images)
+    if limit is None and found.path.name in ("images", "images.zip"):
+        run = records.load(found.path.parent / "record.json") or {}
+        wanted = run.get("images")
+        if isinstance(wanted, int) and (not run.get("complete") or len(found) != wanted):
+            raise UserError(
+                f"{found.path.parent} is not complete, {len(found)} of {wanted} images are there: "
+                "run it again to its end, or give limit= to use only the first images"
+            )
+    return found
+
+
+def require_replaceable(file: Path, ours: Callable[[Path], bool], what: str) -> None:
+    """Raises UserError unless a verb may write its result to `file`.
+
+    An existing file is replaced only if it is `ours`, an earlier result of the same verb: `what`.
+    """
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        there = next(path for path in file.absolute().parents if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UserError(f"out={file}: {there} is no folder to write to") from None
+    except (OSError, ValueError) as error:  # too long, in a file, or with NUL
+        raise UserError(f"out= is no name of a file ({error}): choose another") from None
+    else:
+        if not (file.is_file() and ours(file)):
+            raise UserError(f"out={file} is there and is not {what}: choose another name")
 
 
 def listed(metrics: list[str] | str | None) -> list[str]:

@@ -5,14 +5,12 @@ A trip inverts images to noise with an `Inversion`, batch by batch, and may deco
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bdia_exp import dist, models
@@ -21,6 +19,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
 from bdia_exp.jobs.sampling import levels_of, require_no_text
 from bdia_exp.jobs.settings import Editing, Inverting
+from bdia_exp.jobs.trip_states import STATES_FILE, load_states
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.report import figures
 from bdia_exp.samplers import inversion
@@ -29,13 +28,10 @@ from bdia_exp.samplers.fixedpoint import quantise, value
 from bdia_exp.samplers.inversion import STATES, Inversion, Kept
 from bdia_exp.sources import prompts
 from bdia_exp.store import records
-from bdia_exp.store.files import atomic
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import Folder, contact_sheet
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
-
-STATES_FILE = "states.safetensors"
 
 
 @dataclass(frozen=True)
@@ -194,12 +190,19 @@ class Trip:
         old = records.load(source / "record.json") or {}
         if old.get("command") != "invert" or not old.get("complete"):
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
+        identity, nfe, sha256 = (old.get(key) for key in ("identity", "nfe", "states_sha256"))
+        if not (isinstance(identity, dict) and isinstance(nfe, int) and nfe > 0):
+            raise UserError(
+                f"states={source}: its record.json lacks identity or nfe: invert these images again"
+            )
         here, there = (
-            {k: v for k, v in identity.items() if k not in ("command", "to", "classify")}
-            for identity in (self.run.identity, plainly(old["identity"]))
+            {k: v for k, v in one.items() if k not in ("command", "to", "classify")}
+            for one in (self.run.identity, plainly(identity))
         )
         records.require_same(source, there, here, "invert these images again")
-        return Way(load_states(source / STATES_FILE, self.device), old["nfe"])
+        like = self.states.to(self.device).split(self.asked.batch)
+        steps = len(self.grid) - 1
+        return Way(load_states(source / STATES_FILE, sha256, like, self.inversion, steps), nfe)
 
     def decoded(self, way: Way) -> Tensor:
         """The images at the end of a pass, uint8 [N, C, H, W] on the CPU."""
@@ -270,29 +273,3 @@ def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> T
     for label in sorted({*labels.tolist()}):
         require_class(about, "class", label)
     return labels
-
-
-def save_states(path: Path, kept: Iterable[Kept]) -> None:
-    """Writes the tensors kept of every batch to one file, under the names `batch.key`."""
-    flat = {
-        f"{number}.{key}": tensor.contiguous().cpu().clone()
-        for number, one in enumerate(kept)
-        for key, tensor in one.items()
-    }
-    with atomic(path) as part:
-        part.write_bytes(save(flat))
-
-
-def load_states(path: Path, device: str) -> list[Kept]:
-    """Reads what `save_states` wrote. Raises UserError if it cannot be read."""
-    try:
-        flat = load_file(path, device)
-        batches: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in flat.items():
-            number, _, key = name.partition(".")
-            batches.setdefault(int(number), {})[key] = tensor
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): remove that folder and run `bdia-exp invert` again"
-        ) from None
-    return [batches[number] for number in sorted(batches)]

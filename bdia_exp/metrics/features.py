@@ -47,7 +47,8 @@ class Extractor(Protocol):
 class ClassifierFeatures:
     """The penultimate layer of a `Classifier` read from `path`.safetensors and `path`.json.
 
-    Takes uint8 [B, channels, size, size] on any device; the result is on its own device. Float32
+    Takes uint8 [B, channels, size, size] on any device; the result is on its own device. For one
+    channel it also takes RGB images that are grey, that is, with three equal channels. Float32
     throughout (no TF32). On a CPU an image's features do not depend on its batch, to the bit.
 
     Raises UserError if a file is missing, and when called with other shapes or types.
@@ -76,6 +77,13 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
+        if self.shape[0] == 1 and images.shape[1] == 3:
+            if not (images == images[:, :1]).all():
+                raise UserError(
+                    f"features={self.name} are of grey images, and these have colours: convert "
+                    "them to grey, or choose features=inception"
+                )
+            images = images[:, :1]
         if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
             raise UserError(
                 f"{self.name} takes uint8 images [B, {', '.join(map(str, self.shape))}], "

@@ -15,7 +15,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     is finite for a singular covariance (`rank` detects one).
 
     Raises UserError if the dimensions differ, or if a set has too few images for a covariance of
-    full rank (count ≤ D).
+    full rank (count ≤ D), or if the distance is not finite.
     """
     if a.dim != b.dim:
         raise UserError(f"FID compares features of one kind, not of {a.dim} and {b.dim} dimensions")
@@ -27,6 +27,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     root = np.sqrt(va)[:, None] * (va_axes.T @ vb_axes) * np.sqrt(vb)  # Σ_a^½ Σ_b^½, in their axes
     overlap = np.linalg.svd(root, compute_uv=False).sum()
     distance = np.square(a.mean - b.mean).sum() + va.sum() + vb.sum() - 2 * overlap
+    if not np.isfinite(distance):
+        raise UserError("FID is not a finite number: the features or the statistics are wrong")
     return max(float(distance), 0.0)
 
 

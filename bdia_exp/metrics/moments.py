@@ -1,6 +1,7 @@
 """Mean and covariance of features, and their files."""
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from bdia_exp.errors import UserError
+from bdia_exp.store.arrays import Arrays
 from bdia_exp.store.files import atomic
+
+TINY = 1e-290  # a covariance of zeros is also one
 
 
 @dataclass(eq=False)  # not frozen: torchmetrics cannot return a frozen one
@@ -49,44 +53,90 @@ class Statistics:
 
         Raises UserError if the file is missing, is not an .npz, or has a wrong shape or number.
         """
+        if not Path(path).is_file():
+            raise UserError(f"{path} does not exist: give an .npz of reference statistics")
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is not an .npz: it cannot be read as statistics")
         try:
-            with open(path, "rb") as file:
-                archive = np.load(file, allow_pickle=False)
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise UserError(f"{path} is not an .npz file of statistics")
-                arrays = {name: archive[name] for name in archive.files}
-        except FileNotFoundError as e:
-            raise UserError(f"{path} does not exist: give an .npz of reference statistics") from e
-        except UserError:
-            raise
-        except Exception as e:  # damaged bytes can cause any exception, MemoryError too
-            # numpy's own message would advise to load a pickle
-            raise UserError(f"{path} cannot be read as an .npz of statistics") from e
-
-        if absent := {"mu", "sigma"} - arrays.keys():
-            raise UserError(f"{path} lacks {' and '.join(sorted(absent))}; it has {list(arrays)}")
-        mean, cov = arrays["mu"], arrays["sigma"]
-        if mean.ndim != 1 or cov.shape != 2 * mean.shape:
-            raise UserError(
-                f"{path} holds mu {list(mean.shape)} and sigma {list(cov.shape)}, not [D], [D, D]"
-            )
-        if mean.dtype.kind not in "iuf" or cov.dtype.kind not in "iuf":
-            raise UserError(f"{path} holds mu and sigma that are not real numbers")
-        mean, cov = mean.astype(np.float64), cov.astype(np.float64)
-        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-            raise UserError(f"{path} holds NaN or infinity in mu or sigma")
-        try:
-            count = int(arrays["count"]) if "count" in arrays else None
-            meta = json.loads(str(arrays["meta"])) if "meta" in arrays else None
-        except (TypeError, ValueError) as e:
-            raise UserError(f"{path} holds a count or meta that cannot be read: {e}") from e
-        if not isinstance(meta, dict | None):
-            raise UserError(f"{path} holds a meta that is not an object")
-        if (cov.diagonal() < 0).any() or not np.allclose(cov, cov.T, atol=1e-6 * abs(cov).max()):
-            raise UserError(f"{path} holds a sigma that is no covariance: it must be symmetric")
-        features = arrays.get("features")
-        if features is not None and (
-            features.dtype != np.float32 or features.shape[1:] != mean.shape
+            arrays = Arrays(Path(path))
+            if absent := {"mu", "sigma"} - {*arrays.names}:
+                holds = f"; it has {arrays.names[:9]}"
+                raise UserError(f"{path} lacks {' and '.join(sorted(absent))}{holds}")
+            stated = {key: arrays[key] for key in KEYS if key in arrays}
+            _require_shapes(path, {key: array.shape for key, array in stated.items()})
+            found = {key: array.whole() for key, array in stated.items()}
+        except OSError as error:
+            raise UserError(f"{path} cannot be read as an .npz of statistics: {error}") from None
+        mean, cov = (_real(path, key, found[key]) for key in ("mu", "sigma"))
+        _require_covariance(path, cov)
+        features = found.get("features")
+        if features is not None and not (
+            features.dtype == np.float32 and np.isfinite(features).all()
         ):
-            raise UserError(f"{path} holds features that are not float32 [N, {len(mean)}]")
-        return cls(mean, cov, count, meta, features)
+            raise UserError(f"{path} holds features that are not finite float32")
+        count = _count(path, found["count"]) if "count" in found else None
+        if features is not None and count not in (None, len(features)):
+            raise UserError(
+                f"{path} holds features of {len(features)} images, its count is {count}"
+            )
+        return cls(mean, cov, count, _meta(path, found.get("meta")), features)
+
+
+KEYS = ("mu", "sigma", "count", "meta", "features")
+
+
+def _require_shapes(path: str | Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError unless the arrays of a file fit together; they are not in memory yet."""
+    mean, cov = shapes["mu"], shapes["sigma"]
+    if len(mean) != 1 or cov != 2 * mean or 0 in mean:
+        raise UserError(f"{path} holds mu {list(mean)} and sigma {list(cov)}, not [D], [D, D]")
+    for key in ("count", "meta"):
+        if shapes.get(key, ()) != ():
+            raise UserError(f"{path} holds a {key} that is an array of {list(shapes[key])}")
+    if shapes.get("features", (0, *mean))[1:] != mean:
+        raise UserError(f"{path} holds features that are not float32 [N, {mean[0]}]")
+
+
+def _real(path: str | Path, key: str, array: np.ndarray) -> np.ndarray:
+    """The numbers in float64. Raises UserError unless they are real and their squares finite."""
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{path} holds mu and sigma that are not real numbers")
+    array = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.square(array).sum()):
+            raise UserError(f"{path} holds NaN or infinity in {key}, or numbers above 1e150")
+    return array
+
+
+def _require_covariance(path: str | Path, cov: np.ndarray) -> None:
+    """Raises UserError unless a matrix is symmetric without negative eigenvalues, up to rounding.
+
+    The tolerance for an eigenvalue is 1e-5 of the matrix's norm: float32's rounding is below it.
+    """
+    if not np.allclose(cov, cov.T, atol=1e-6 * abs(cov).max()):
+        raise UserError(f"{path} holds a sigma that is no covariance: it must be symmetric")
+    try:
+        np.linalg.cholesky(cov + (1e-5 * np.linalg.norm(cov) + TINY) * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        raise UserError(
+            f"{path} holds a sigma that is no covariance: it has negative eigenvalues; make the "
+            "statistics again"
+        ) from None
+
+
+def _count(path: str | Path, array: np.ndarray) -> int:
+    """The number of images. Raises UserError unless it is a whole number above 0."""
+    if array.dtype.kind not in "iuf" or not float(array).is_integer() or array < 1:
+        raise UserError(f"{path} holds a count that is not a whole number of images: {array}")
+    return int(array)
+
+
+def _meta(path: str | Path, array: np.ndarray | None) -> dict[str, Any] | None:
+    """The description. Raises UserError unless it is the text of a JSON object."""
+    try:
+        meta = None if array is None else json.loads(str(array))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} holds a meta that cannot be read: {error}") from None
+    if not isinstance(meta, dict | None):
+        raise UserError(f"{path} holds a meta that is not an object")
+    return meta

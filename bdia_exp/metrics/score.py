@@ -73,7 +73,7 @@ class Score:
         # The sums are on the extractor's device, where NCCL adds them over the ranks.
         self.moments = FeatureMoments(extractor.dim).to(extractor.device)
         self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
-        self.labelled = False
+        self.labels: set[int] = set()  # the smallest and the largest that were given
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
@@ -90,6 +90,7 @@ class Score:
                 "which reference= does not hold: make it with `bdia-exp reference keep=true`, "
                 "or give the images themselves"
             )
+        require_enough(reference.count, reference.dim)
         self.reference = reference
 
     def require_enough(self, count: int) -> None:
@@ -126,8 +127,10 @@ class Score:
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
         if self.accuracy is not None and logits is not None and labels is not None:
-            self.accuracy.update(logits, labels.to(logits.device))
-            self.labelled = True
+            given = self.labels | {*labels.tolist()}
+            self.labels = {min(given), max(given)}
+            if self._are_classes(self.labels):
+                self.accuracy.update(logits, labels.to(logits.device))
         if self.clip and prompts is not None:
             self.clip_score.update(self.clip(images, prompts))
 
@@ -162,19 +165,29 @@ class Score:
                 numbers |= precision_recall(features, real) if "prc" in self.metrics else {}
             if "isc" in self.metrics and logits is not None:
                 numbers |= inception_score(logits)
-        # All ranks must call compute(), also one that had no images.
-        if self.accuracy is not None and any(dist.gather(self.labelled)):
+        warnings = []
+        labels = {label for rank in dist.gather(self.labels) for label in rank}
+        if labels and not self._are_classes(labels):
+            warnings.append(
+                f"no label accuracy: labels {min(labels)} to {max(labels)} are out of the range 0 "
+                f"to {(self.extractor.classes or 0) - 1} of the classes of {self.extractor.name}"
+            )
+        elif labels and self.accuracy is not None:  # all ranks must call compute()
             numbers["label_accuracy"] = float(self.accuracy.compute())
         if self.clip:
             numbers["clip_score"] = float(self.clip_score.compute())
             numbers |= {"clip": self.clip.name, "clip_sha256": self.clip.sha256}
         full = rank(found)
         if full < found.dim:
-            numbers["warning"] = (
+            warnings.append(
                 f"the covariance is singular (rank {full} of {found.dim}): too few different "
                 "images, do not trust this FID"
             )
-        return numbers
+        return numbers | ({"warning": "; ".join(warnings)} if warnings else {})
+
+    def _are_classes(self, labels: set[int]) -> bool:
+        """Whether all labels are classes of the extractor."""
+        return all(0 <= label < (self.extractor.classes or 0) for label in labels)
 
     @staticmethod
     def sentence(numbers: dict[str, Any]) -> str:

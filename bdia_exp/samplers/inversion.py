@@ -33,6 +33,11 @@ class Inversion(Protocol):
     """
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        """The names of the states that are kept, all of one shape."""
+        ...
+
+    @property
     def amplification(self) -> float:
         """The factor by which a step of `encode` enlarges an error: 1/γ for BDIA."""
         ...
@@ -60,6 +65,7 @@ class DDIMInversion:
     """
 
     time: str = "target"
+    keeps = ("z",)
 
     @property
     def amplification(self) -> float:
@@ -88,6 +94,7 @@ class BDIAInversion:
 
     gamma: float = 1.0
     rule: Rule = ddim
+    keeps = ("z", "past")
 
     @property
     def amplification(self) -> float:
@@ -119,6 +126,7 @@ class CoupledInversion:
     """The inversion of two coupled states, exact up to rounding: both are kept."""
 
     coupling: Coupling
+    keeps = ("z", "y")
 
     @property
     def amplification(self) -> float:
@@ -146,6 +154,7 @@ class FixedPointInversion:
     """
 
     gamma: float = 1.0
+    keeps = ("z", "z.fixed", "past.fixed")
 
     def __post_init__(self):
         fixedpoint.rational(self.gamma)

@@ -1,18 +1,14 @@
-"""Atomic writing of files, and reading and writing of images."""
+"""Atomic writing of files."""
 
 import errno
 import glob
-import io
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from bdia_exp.errors import UserError
 
@@ -86,30 +82,7 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """uint8 [C, H, W] with one or three channels → a grey or RGB image."""
-    array = image.permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
 def save_image(path: Path, picture: Image.Image) -> None:
     """Writes a PNG with `atomic`."""
     with atomic(path) as part:
         picture.save(part, format="png")
-
-
-def decode(data: bytes, *, upright: bool = False) -> Tensor:
-    """An image file as uint8 [C, H, W]; with `upright`, rotated by its EXIF orientation."""
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode.startswith(("I", "F")):
-            raise OSError("more than 8 bits a channel: convert it first")
-        if upright:
-            picture = ImageOps.exif_transpose(picture)  # type: ignore[assignment]
-        if picture.mode not in ("L", "RGB"):
-            picture = picture.convert("RGB")  # type: ignore[assignment]
-        return as_tensor(picture)
-
-
-def as_tensor(picture: Image.Image) -> Tensor:
-    array = np.array(picture)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)

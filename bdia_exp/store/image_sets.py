@@ -1,11 +1,9 @@
-"""Sets of images to read: folders, zips, npz files, single images, and the folders of runs."""
+"""Sets of images to read: folders, zips, npz and npy files, single images, and folders of runs."""
 
-import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,81 +13,118 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bdia_exp.errors import UserError
-from bdia_exp.store.files import as_tensor, decode, to_pil
+from bdia_exp.store import archives, listings
+from bdia_exp.store.archives import shown
+from bdia_exp.store.arrays import Array, Arrays
+from bdia_exp.store.listings import Listing
+from bdia_exp.store.pictures import PIXELS, as_tensor, on_white, read_picture, to_pil
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 THREADS = min(8, os.cpu_count() or 1)  # to decode images; PIL releases Python's lock
 
 
 def is_image_set(path: Path) -> bool:
-    """Whether `path` can contain images: a folder, a zip, or an npz that is not statistics."""
-    if path.suffix != ".npz":
-        return path.is_dir() or zipfile.is_zipfile(path)
-    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else nullcontext() as archive:
-        return archive is not None and "mu.npy" not in archive.namelist()
+    """Whether `path` can contain images: a folder, a zip, an npy, or an npz without statistics."""
+    if path.is_dir() or path.suffix.lower() == ".npy":
+        return True
+    names = _members(path)
+    return bool(names) and "mu.npy" not in names
 
 
 class ImageSet:
-    """A set of images: a run's folder, a folder, a zip, an npz, or a single image.
+    """A set of images: a run's folder, a folder, a zip, an npz, an npy, or a single image.
 
-    An npz has uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array), and
-    optionally `labels`. Folders and zips are read with all sub-folders, sorted by name.
+    Folders and zips are read with all sub-folders, sorted by name, without hidden files. An npz has
+    uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array), and optionally the
+    classes under `labels`, or as `arr_1` in guided-diffusion's files. An npy is one such array.
 
     With `fit`, a shape (C, H, W), images of another shape are cropped at the centre, resized
-    (Lanczos) and converted to grey or RGB. Raises UserError if there are no readable images.
+    (Lanczos) and converted to grey or RGB. Transparent parts are put on white.
+
+    `notes` are sentences about what was left out; `transparent` counts the images with transparent
+    parts that were read. Raises UserError if there are no images, or if one cannot be read.
     """
 
     def __init__(self, source: str | Path, fit: tuple[int, int, int] | None = None):
-        path = Path(source).expanduser()
         self.fit = fit
-        if (path / "images.zip").exists():
-            path = path / "images.zip"
-        elif (path / "images").is_dir():
-            path = path / "images"
-        self.path = path
         self.labels: list[int] | None = None
-        self._array: np.ndarray | None = None
+        self.notes: list[str] = []
+        self.transparent = 0
+        self._array: Array | None = None
         self._archive: zipfile.ZipFile | None = None
         self._names: list[str] = []
-        if not path.exists():
-            raise UserError(
-                f"{source} does not exist: give a run, a folder, a zip, an npz or an image"
-            )
         try:
-            if path.is_file() and path.suffix.lower() in SUFFIXES:
-                self.path, self._names = path.parent, [path.name]
-            elif path.is_dir():
-                self._open_names([str(f.relative_to(path)) for f in path.rglob("*")])
-            elif zipfile.is_zipfile(path) and path.suffix != ".npz":
-                self._archive = zipfile.ZipFile(path)
-                self._open_names(self._archive.namelist())
-            else:
-                self._open_npz()
-        except (zipfile.BadZipFile, ValueError, TypeError, KeyError, EOFError) as error:
-            raise UserError(f"{path} cannot be read as images: {error}") from None
+            path = Path(source).expanduser()
+            there = path.exists()
+        except (OSError, ValueError, RuntimeError):  # too long, NUL, or an unknown user's home
+            there = False
+        if not there:
+            raise UserError(
+                f"{shown(str(source))} does not exist: give a run, a folder, a zip, an npz or an "
+                "image"
+            )
+        if not (path.is_dir() or path.is_file()):  # to read a pipe would wait for ever
+            raise UserError(f"{path} is a pipe or a device: give a file or a folder")
+        self.path = _of_run(path)
+        try:
+            self._open(self.path)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read as images: {error}") from None
         if not len(self):
-            raise UserError(f"{path} holds no images")
+            raise UserError("; ".join([f"{self.path} holds no images", *self.notes]))
 
-    def _open_names(self, names: Iterable[str]) -> None:
-        names = sorted(names)
-        self._names = [n for n in names if Path(n).suffix.lower() in SUFFIXES]
-        if "dataset.json" in names:
-            rows = dict(json.loads(self._bytes("dataset.json")).get("labels") or [])
-            if all(name in rows for name in self._names):
-                self.labels = [int(rows[name]) for name in self._names]
+    def _open(self, path: Path) -> None:
+        if path.is_dir():
+            self._use(listings.of_folder(path))
+        elif listings.is_picture(path.name):
+            self.path, self._names = path.parent, [path.name]
+        elif path.suffix.lower() == ".npy":
+            self._open_arrays(Arrays(path))
+        elif path.suffix.lower() not in (".zip", ".npz") and not zipfile.is_zipfile(path):
+            known = ", ".join(sorted(listings.SUFFIXES))
+            raise OSError(f"it is no zip, npz or npy, and no picture ({known})")
+        else:
+            archive = archives.opened(path)
+            names = archive.namelist()
+            if _are_arrays(names):
+                self._open_arrays(Arrays(path))
+            else:
+                self._archive = archive
+                self._use(listings.of_names(names))
 
-    def _open_npz(self) -> None:
-        with np.load(self.path, allow_pickle=False) as data:
-            array = data["images"] if "images" in data else data[data.files[0]]
-            if array.ndim == 3:
-                array = array[..., None]
-            if array.dtype != np.uint8 or array.ndim != 4:
-                raise ValueError(f"{array.dtype} {array.shape} is not uint8 [N, H, W, C]")
-            self._array = array
-            if "labels" in data:
-                self.labels = [int(label) for label in data["labels"]]
-                if len(self.labels) != len(array):
-                    raise ValueError(f"{len(array)} images and {len(self.labels)} labels")
+    def _use(self, found: Listing) -> None:
+        self._names, self.notes = found.pictures, found.notes
+        if found.table:
+            try:
+                self.labels, more = listings.labels(self._bytes(listings.TABLE), self._names)
+            except (OSError, ValueError) as error:
+                raise OSError(f"{listings.TABLE} is {error}") from None
+            self.notes += more
+
+    def _open_arrays(self, arrays: Arrays) -> None:
+        name = "images" if "images" in arrays else arrays.names[0]
+        array = arrays[name]
+        shape = (*array.shape, 1) if len(array.shape) == 3 else array.shape
+        # [H, W, C] of one image would be taken for H grey images of a few pixels.
+        one = len(array.shape) == 3 and shape[2] <= 4
+        if array.dtype != np.uint8 or len(shape) != 4 or one or not 1 <= shape[3] <= 4:
+            raise OSError(
+                f"{array.dtype} {list(array.shape)} is not uint8 [N, H, W, C] with 1 to 4 channels"
+            )
+        if not 0 < shape[1] * shape[2] <= PIXELS:
+            raise OSError(f"images of {shape[2]} × {shape[1]} pixels are not read")
+        self._array = array
+        key = "labels" if "labels" in arrays else "arr_1"  # guided-diffusion has no names
+        if key in arrays:
+            self._label(key, arrays[key])
+
+    def _label(self, key: str, labels: Array) -> None:
+        if labels.dtype.kind in "iu" and labels.shape == (len(self),):
+            self.labels = labels.whole().astype(np.int64).tolist()
+            return
+        found = f"{key} is {labels.dtype} {list(labels.shape)}, not a class for each image"
+        if key == "labels":
+            raise OSError(f"{found}, integers [{len(self)}]")
+        self.notes.append(f"{found}: it was left out")
 
     def first(self, limit: int | None) -> range:
         """The positions of the first `limit` images, or all. Raises UserError if out of range."""
@@ -98,7 +133,7 @@ class ImageSet:
         return range(limit or len(self))
 
     def __len__(self) -> int:
-        return len(self._names) if self._array is None else len(self._array)
+        return len(self._names) if self._array is None else self._array.shape[0]
 
     @property
     def names(self) -> list[str]:
@@ -107,40 +142,56 @@ class ImageSet:
 
     def _bytes(self, name: str) -> bytes:
         if self._archive is not None:
-            return self._archive.read(name)
-        return (self.path / name).read_bytes()
+            return archives.member(self._archive, name)
+        return archives.contents(self.path / name)
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        """The images at these positions, uint8 [B, C, H, W]. Raises UserError if sizes differ."""
-        if self._array is not None:
-            found = torch.from_numpy(self._array[list(rows)]).permute(0, 3, 1, 2)
-            return torch.stack([self._fitted(image) for image in found]) if self.fit else found
+        """The images at these positions, uint8 [B, C, H, W]: RGB unless all are grey.
+
+        Raises UserError if their sizes differ.
+        """
         images = self.read_each(rows, upright=bool(self.fit))
         for row, image in zip(rows, images, strict=True):
-            if image.shape != images[0].shape:
-                size, first = (tuple(i.shape) for i in (image, images[0]))
+            if image.shape[1:] != images[0].shape[1:]:
+                size, first = (" × ".join(map(str, i.shape[:0:-1])) for i in (image, images[0]))
                 raise UserError(
-                    f"{self.path}: {self._names[row]} is {size}, others are {first}: one size "
-                    "only, unless resize= makes them one"
+                    f"{self.path}: {shown(self._names[row])} is {size}, others are {first}: one "
+                    "size only, unless resize= makes them one"
                 )
-        return torch.stack(images)
+        channels = max(len(image) for image in images)
+        return torch.stack([image.expand(channels, -1, -1) for image in images])
 
     def read_each(self, rows: Sequence[int], *, upright: bool = True) -> list[Tensor]:
-        """The images at these positions, each uint8 [C, H, W] of any size.
+        """The images at these positions, each uint8 [1 or 3, H, W] of any size.
 
         With `upright` they are rotated by their EXIF orientation.
         """
         if self._array is not None:
-            return list(self.read(rows))
-        with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(partial(self._read_one, upright=upright), rows))
+            found = self._rows_of(self._array, rows)
+        else:
+            with ThreadPoolExecutor(THREADS) as pool:
+                found = list(pool.map(partial(self._read_one, upright=upright), rows))
+        self.transparent += sum(transparent for _, transparent in found)
+        return [image for image, _ in found]
 
-    def _read_one(self, row: int, upright: bool) -> Tensor:
+    def _rows_of(self, array: Array, rows: Sequence[int]) -> list[tuple[Tensor, bool]]:
+        try:
+            taken = [torch.from_numpy(np.atleast_3d(row)) for row in array.take(rows)]
+        except OSError as error:
+            raise UserError(f"{self.path} is damaged: {error}") from None
+        images = [image.permute(2, 0, 1) for image in taken]
+        plain = [(i, False) if len(i) in (1, 3) else on_white(to_pil(i)) for i in images]
+        return [(self._fitted(image), transparent) for image, transparent in plain]
+
+    def _read_one(self, row: int, upright: bool) -> tuple[Tensor, bool]:
         name = self._names[row]
         try:
-            return self._fitted(decode(self._bytes(name), upright=upright))
-        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: {name} is not a readable image ({error})") from None
+            image, transparent = read_picture(self._bytes(name), upright=upright)
+            return self._fitted(image), transparent
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: {shown(name)} is not a readable image ({error})"
+            ) from None
 
     def _fitted(self, image: Tensor) -> Tensor:
         if self.fit is None or tuple(image.shape) == self.fit:
@@ -148,3 +199,33 @@ class ImageSet:
         channels, height, width = self.fit
         picture = to_pil(image).convert("L" if channels == 1 else "RGB")
         return as_tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+
+
+def _of_run(path: Path) -> Path:
+    """Where a run's folder has its images: its zip, unless that is broken and a folder is there.
+
+    Another path is returned unchanged. Raises UserError if the run kept no images.
+    """
+    zipped, folder = path / "images.zip", path / "images"
+    if _members(zipped) or (zipped.is_file() and not folder.is_dir()):
+        return zipped
+    if folder.is_dir():
+        return folder
+    if (path / "record.json").is_file() and (path / "config.yaml").is_file():
+        raise UserError(f"{path} is a run without images: give one of `sample` with save=folder")
+    return path
+
+
+def _are_arrays(names: Sequence[str]) -> bool:
+    return any(n.endswith(".npy") for n in names) and not any(map(listings.is_picture, names))
+
+
+def _members(path: Path) -> list[str]:
+    """The names in a zip or npz; none if it is not a readable one."""
+    try:
+        if not path.is_file():  # to look into a pipe would wait for ever
+            return []
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # not a zip, or a damaged one
+        return []

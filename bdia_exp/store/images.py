@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from bdia_exp.errors import UserError
-from bdia_exp.store.files import as_tensor, atomic, decode, to_pil, write_text
+from bdia_exp.store.files import atomic, write_text
 from bdia_exp.store.manifest import Manifest
+from bdia_exp.store.pictures import as_tensor, decode, to_pil
 
 LABELS = "dataset.json"
 LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet

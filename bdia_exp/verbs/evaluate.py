@@ -5,7 +5,14 @@ from pathlib import Path
 
 from bdia_exp import dist
 from bdia_exp.console import say
-from bdia_exp.jobs.scoring import image_set, listed, score_set, scorer_of
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.scoring import (
+    image_set,
+    listed,
+    require_replaceable,
+    score_set,
+    scorer_of,
+)
 from bdia_exp.jobs.settings import Computing, Scoring
 from bdia_exp.metrics.clip import prompts_of
 from bdia_exp.metrics.score import Score
@@ -26,31 +33,47 @@ class Evaluating(Scoring, Computing):
 def evaluate(asked: Evaluating) -> Record:
     """Computes the `metrics` of a set of images. Returns the record that it wrote."""
     device = dist.device(asked.device)
-    found = image_set(asked.images)
+    found = image_set(asked.images, asked.limit)
     count = len(found.first(asked.limit))
+    file = _file(asked)
+    if file:
+        require_replaceable(file, _is_score, "an earlier score of `evaluate`")
     prompts = prompts_of(found, count) if "clip" in listed(asked.metrics) else None
     dist.start(device)
     scorer = scorer_of(asked, device, asked.batch)
     scorer.require_enough(count)
-    score_set(scorer, found, count, asked.batch, prompts)
+    notes = score_set(scorer, found, count, asked.batch, prompts)
     record = records.provenance() | {
         "command": "evaluate",
         "images": str(found.path),
         "reference": asked.reference,
         "device": dist.device_name(device),
         "score": scorer.result(),
+        "notes": notes,
         "config": asked.plain(),
     }
-    run = Path(asked.images).expanduser()
-    file = run / f"score-{asked.features.name}.json"
-    if asked.out:
-        file = Path(asked.out).expanduser()
-    if dist.rank() == 0:
-        if asked.out or (run / "record.json").exists():
-            records.save(file, record)
-        say(f"{found.path} against {asked.reference}")
-        say(Score.sentence(record["score"]))
+    say(f"{found.path} against {asked.reference}")
+    say(Score.sentence(record["score"]))  # first: the numbers are not lost if the disk is full
+    if file and dist.rank() == 0:
+        records.save(file, record)
     return record
+
+
+def _file(asked: Evaluating) -> Path | None:
+    """The file of the record: `out`, or beside the run if the images are those of one."""
+    run = Path(asked.images).expanduser()
+    if asked.out:
+        return Path(asked.out).expanduser()
+    return run / f"score-{asked.features.name}.json" if (run / "record.json").exists() else None
+
+
+def _is_score(file: Path) -> bool:
+    """Whether a file is the record of an `evaluate`."""
+    try:
+        record = records.load(file) or {}
+    except UserError:
+        return False
+    return record.get("command") == "evaluate" and "score" in record
 
 
 VERB = Verb(evaluate, Evaluating, parallel=True)

@@ -64,7 +64,7 @@ def test_moments_take_its_features(extractor):
     "images",
     [
         IMAGES.float(),
-        IMAGES.expand(-1, 3, -1, -1),
+        IMAGES.expand(-1, 2, -1, -1),
         IMAGES[:, :, :28, :28],
         IMAGES[0],
     ],
@@ -72,6 +72,15 @@ def test_moments_take_its_features(extractor):
 def test_images_of_another_kind(extractor, images):
     with pytest.raises(UserError, match=r"takes uint8 images \[B, 1, 32, 32\], not "):
         extractor(images)
+
+
+def test_grey_images_that_are_stored_as_rgb(extractor):
+    """What torchvision's `save_image` writes; colours are refused, with what to do."""
+    rgb = IMAGES.repeat(1, 3, 1, 1)
+    assert torch.equal(extractor(rgb).features, extractor(IMAGES).features)
+    rgb[-1, 2, 0, 0] ^= 1
+    with pytest.raises(UserError, match="convert them to grey, or choose features=inception"):
+        extractor(rgb)
 
 
 def test_missing_files(tmp_path):

@@ -2,7 +2,8 @@
 
 from bdia_exp.report import tables
 from bdia_exp.report.figures import fid_curves, side_by_side
-from bdia_exp.store.files import save_image, to_pil
+from bdia_exp.store.files import save_image
+from bdia_exp.store.pictures import to_pil
 
 EXPERIMENT = {
     "name": "x",

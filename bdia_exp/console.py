@@ -28,10 +28,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def positive(key: str, value: int) -> None:
-    """Raises UserError unless the value is 1 or more."""
-    if value < 1:
+def positive(key: str, value: int | None, most: int | None = None) -> None:
+    """Raises UserError unless the value is 1 or more, and at most `most`; None is accepted."""
+    if value is not None and value < 1:
         raise UserError(f"{key}={value} must be 1 or more")
+    if value is not None and most and value > most:
+        raise UserError(f"{key}={value} must be at most {most}")
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -18,13 +18,20 @@ def quoted(value: object) -> str:
     return "'" + text.replace("${", "\\${") + "'"
 
 
+def literal(word: str) -> str:
+    """An override whose value Hydra takes as it is; lists, dicts and quoted values stay."""
+    head, equals, value = word.partition("=")
+    plain = re.fullmatch(r"""[\w.+-]*|[\[{].*|\$\{.*|'[^']*'|"[^"]*\"""", value, re.DOTALL)
+    return word if plain or not equals else f"{head}={quoted(value)}"
+
+
 def split(key: str, text: str | None) -> list[str]:
-    """The overrides in a text, such as "model=sd15 prompt='a cat'".
+    """The overrides in a text, such as "model=sd15 prompt='a cat'", each of them `literal`.
 
     Raises UserError, with the key of the text, for a quotation mark that is not closed.
     """
     try:
-        return shlex.split(text or "")
+        return [literal(word) for word in shlex.split(text or "")]
     except ValueError as error:
         raise UserError(f"{key}={text!r} cannot be split ({error}): close its quotes") from None
 
@@ -59,14 +66,16 @@ def entries(
     return found
 
 
-def whole_numbers(key: str, given: Any) -> list[int]:
-    """Whole numbers, 1 or more, as `numbers` reads them. Raises UserError for others."""
+def whole_numbers(key: str, given: Any, most: float = math.inf) -> list[int]:
+    """Whole numbers, 1 to `most`, as `numbers` reads them. Raises UserError for others."""
     try:
         found = numbers(key, given)
     except UserError:
         found = []
     if not found or any(number < 1 or number != int(number) for number in found):
         raise UserError(f"{key}={_text(given)} must be whole numbers, 1 or more, such as [8,16,32]")
+    if max(found) > most:
+        raise UserError(f"{key}={_text(given)} must be at most {most}")
     return [int(number) for number in found]
 
 
@@ -74,7 +83,7 @@ def numbers(key: str, given: Any) -> list[float]:
     """The numbers in a number, a list or a text with commas. Raises UserError for anything else."""
     try:
         found = [float(number) for number in _list(given)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = []
     if not found or not all(map(math.isfinite, found)):
         raise UserError(f"{key}={_text(given)} must be numbers, such as {key}=[1,0.5]")
@@ -90,4 +99,5 @@ def _list(given: Any) -> list[Any]:
 
 
 def _text(given: Any) -> str:
-    return ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    return text if len(text) < 80 else f"{text[:77]}…"

@@ -12,7 +12,7 @@ import click
 from omegaconf import OmegaConf
 
 from bdia_exp.cli import configs
-from bdia_exp.cli.configs import CONFIGS, about, help_of, options
+from bdia_exp.cli.files import CONFIGS, about, commands, groups_of, help_of, options, text_of
 from bdia_exp.errors import UserError
 
 
@@ -22,10 +22,10 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         assert self.name
         with formatter.section("Keys and their defaults"):
-            for line in configs.text_of(self.name).splitlines():
+            for line in text_of(self.name).splitlines():
                 if line and not line.startswith(("defaults:", "  - ")):
                     formatter.write(f"  {line}\n")
-        for group in configs.groups_of(self.name):
+        for group in groups_of(self.name):
             with formatter.section(f"{group}="):
                 rows = [(n, about(CONFIGS / group / f"{n}.yaml")) for n in options(group)]
                 formatter.write_dl(rows)
@@ -85,7 +85,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         keys = configs.keys(command, [])
     except (UserError, OSError):
         keys = []
-    found = sorted({*keys, *configs.groups_of(command)})
+    found = sorted({*keys, *groups_of(command)})
     return [f"{key}=" for key in found if key.startswith(incomplete)]
 
 
@@ -139,9 +139,9 @@ def _require_parallel(name: str) -> None:
     from bdia_exp import verbs
 
     if not verbs.verb(name).parallel:
-        several = [one for one in configs.commands() if verbs.verb(one).parallel]
+        several = [one for one in commands() if verbs.verb(one).parallel]
         raise UserError(f"-p is for {', '.join(several)}, not for {name}")
 
 
-for _name in configs.commands():
+for _name in commands():
     _add(_name)

@@ -14,10 +14,14 @@ from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model
 from bdia_exp.samplers.core import Grid, Sampler
-from bdia_exp.seeds import parse
+from bdia_exp.samplers.cost import MOST as MOST_STEPS
+from bdia_exp.seeds import MOST as MOST_SEEDS
+from bdia_exp.seeds import Seeds, parse
 from bdia_exp.store.records import Record
 
 DEFAULT_IMAGES = 64
+MOST_AT_A_TIME = 1 << 16
+"""The largest batch, and the largest number of images on a sheet or strip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Solving(Asked):
 
     def check(self) -> None:
         super().check()
+        positive("nfe", max(self.nfe, 1), MOST_STEPS)  # a sampler has its own least number
         one_of("dtype", self.dtype, ["auto", "float32", "float16", "bfloat16"])
         require_gammas(self.sampler.config)
 
@@ -73,7 +78,7 @@ class Computing(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("batch", self.batch)
+        positive("batch", self.batch, MOST_AT_A_TIME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +108,9 @@ class Sampling(Drawing, Scoring, Computing):
         one_of("save", self.save, ["folder", "zip", "scratch", "none", "latents"])
         if self.seeds is not None and self.images is not None:
             raise UserError("give images= (seeds 0, 1, …) or seeds= (which ones), not both")
-        if self.images is not None:
-            positive("images", self.images)
+        positive("images", self.images, MOST_SEEDS)
+        if not 0 <= self.sheet <= MOST_AT_A_TIME:
+            raise UserError(f"sheet={self.sheet} must be 0, for no sheet, to {MOST_AT_A_TIME}")
 
     @property
     def seeds_text(self) -> str:
@@ -114,7 +120,7 @@ class Sampling(Drawing, Scoring, Computing):
         return f"0-{(self.images or DEFAULT_IMAGES) - 1}"
 
     @property
-    def wanted(self) -> list[int]:
+    def wanted(self) -> Seeds:
         """The seeds as numbers. Raises UserError if the text is not a list of seeds."""
         return parse(self.seeds_text)
 
@@ -137,7 +143,8 @@ class Inverting(Solving, Computing):
 
     def check(self) -> None:
         super().check()
-        positive("strip", self.strip)
+        positive("strip", self.strip, MOST_AT_A_TIME)
+        positive("limit", self.limit)
         if not 0 < self.strength <= 1:
             raise UserError(f"strength={self.strength} must be more than 0 and at most 1")
 

@@ -46,7 +46,7 @@ def sample(asked: Sampling) -> Record:
     places = Places.of(run.root, asked.save, decode=asked.save != "latents" or scorer is not None)
     tally, began = _Tally(), time.perf_counter()
     with progress(len(wanted), "img") as bar:
-        batches = [wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch)]
+        batches = (wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch))
         for made in stream(job, batches, places, bar):
             if made.nfe is not None and run.record["nfe"] is None:
                 run.note("nfe", made.nfe)

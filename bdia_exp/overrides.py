@@ -25,15 +25,24 @@ def literal(word: str) -> str:
     return word if plain or not equals else f"{head}={quoted(value)}"
 
 
-def split(key: str, text: str | None) -> list[str]:
+def split(key: str, text: str | None, names: int = 0) -> list[str]:
     """The overrides in a text, such as "model=sd15 prompt='a cat'", each of them `literal`.
 
-    Raises UserError, with the key of the text, for a quotation mark that is not closed.
+    The first `names` words are names, not overrides.
+
+    Raises UserError, with the key of the text, for a quotation mark that is not closed and for a
+    word that is not key=value.
     """
     try:
-        return [literal(word) for word in shlex.split(text or "")]
+        words = [literal(word) for word in shlex.split(text or "")]
     except ValueError as error:
         raise UserError(f"{key}={text!r} cannot be split ({error}): close its quotes") from None
+    if lacking := [word for word in words[names:] if "=" not in word]:
+        raise UserError(
+            f"{key}: {lacking[0]!r} is not of the form key=value; quote a value with spaces, "
+            "key='a value'"
+        )
+    return words
 
 
 def key_of(word: str) -> str:
@@ -53,9 +62,11 @@ def entries(
     """
     found: dict[str, list[str]] = {}
     for entry in _list(given):
+        if isinstance(entry, list):
+            raise UserError(f"{key}: {entry} is a list within the list: give names")
         if isinstance(entry, Mapping):
-            found |= {str(label): [*how] for label, how in entry.items()}
-        elif words := split(key, str(entry)):
+            found |= {str(label): _words(key, how) for label, how in entry.items()}
+        elif words := split(key, str(entry), names=1):
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
         raise UserError(f"give {key}=: one or more names of {group}=, separated by commas")
@@ -64,6 +75,12 @@ def entries(
             if key_of(word).partition(".")[0] not in (group, *within):
                 raise UserError(f"{key}: {word!r} of {label!r} cannot be changed, only {group}.…=")
     return found
+
+
+def _words(key: str, given: Any) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise UserError(f"{key}: {given!r} must be a list of overrides, such as [sampler=ddim]")
+    return given
 
 
 def whole_numbers(key: str, given: Any, most: float = math.inf) -> list[int]:

@@ -5,6 +5,7 @@ Help comes only from the configurations. A verb's file and PyTorch are imported 
 
 import errno
 import os
+import re
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from bdia_exp.cli import configs
 from bdia_exp.cli.files import CONFIGS, about, commands, groups_of, help_of, options, text_of
+from bdia_exp.cli.streams import write_any_text
 from bdia_exp.errors import UserError
 
 
@@ -33,6 +35,10 @@ class Command(click.Command):
 
 class Group(click.Group):
     """Turns errors that users can fix into one sentence and exit status 1."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        write_any_text()
+        return super().main(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,7 +65,8 @@ class Group(click.Group):
                 ) from None
             if error.errno in (errno.EACCES, errno.EROFS):
                 raise click.ClickException(f"no permission for {error.filename}") from None
-            raise
+            what = f"{_cut(error.filename)}: " if error.filename else ""
+            raise click.ClickException(f"{what}{error.strerror or error}") from None
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise click.ClickException("out of memory: choose a smaller batch=") from None
@@ -89,6 +96,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{key}=" for key in found if key.startswith(incomplete)]
 
 
+def _cut(name: object) -> str:
+    text = str(name)
+    return text if len(text) < 80 else f"{text[:40]}…{text[-39:]}"
+
+
 def _launch(processes: str, words: list[str]) -> int:
     import torch
 
@@ -99,8 +111,8 @@ def _launch(processes: str, words: list[str]) -> int:
     count = torch.cuda.device_count() if processes == "gpu" else processes
     if count == 0:
         raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
-    if not str(count).isdigit() or int(count) < 1:
-        raise UserError(f"-p {processes}: give a number of processes, or gpu")
+    if not re.fullmatch(r"[1-9]\d{0,2}", str(count), re.ASCII):
+        raise UserError(f"-p {_cut(processes)}: give a number of processes, or gpu")
     return dist.launch(int(count), words)
 
 

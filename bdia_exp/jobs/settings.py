@@ -20,6 +20,7 @@ from bdia_exp.seeds import Seeds, parse
 from bdia_exp.store.records import Record
 
 DEFAULT_IMAGES = 64
+GAMMAS = ("gamma", "gamma1", "gamma2")
 MOST_AT_A_TIME = 1 << 16
 """The largest batch, and the largest number of images on a sheet or strip."""
 
@@ -165,12 +166,24 @@ class Editing(RoundTrip):
     classify: bool = False
 
 
+def gammas_of(sampler: Record) -> list[float]:
+    """Every γ of a sampler's configuration, in the order of its keys; [] for a base method."""
+    found = [sampler[key] for key in GAMMAS if key in sampler]
+    return found if any(found) else []
+
+
+def full_name(sampler: Choice[Sampler]) -> str:
+    """The name of a sampler with its γ, as a folder is called: bdia_ddim-gamma0.5."""
+    gammas = gammas_of(sampler.config)
+    return f"{sampler.name}-gamma{','.join(f'{g:g}' for g in gammas)}" if gammas else sampler.name
+
+
 def require_gammas(sampler: Record) -> None:
     """Raises UserError unless every γ of a sampler's configuration is from 0 to 1.
 
     The solvers also accept larger values: 1/γ runs them backwards.
     """
-    for key in ("gamma", "gamma1", "gamma2"):
+    for key in GAMMAS:
         if not 0 <= sampler.get(key, 0.0) <= 1:
             raise UserError(
                 f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 is BDIA "

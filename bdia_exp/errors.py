@@ -9,9 +9,19 @@ class UserError(Exception):
 
 
 def nearest(word: str, known) -> str:
-    """`; did you mean 'x'?` with the name most similar to `word`, or a list of all known names."""
+    """`; did you mean 'x' or 'y'?`: the names that contain `word`, then the most similar one.
+
+    A list of all known names if there are none.
+    """
     import difflib
 
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    known = sorted({str(name) for name in known})
+    if not known:
+        return ""
+    within = [name for name in known if len(word) > 1 and word in name]
+    within.sort(key=lambda name: not name.startswith(word))
+    similar = difflib.get_close_matches(word, known, n=1)
+    if not (found := list(dict.fromkeys([*within, *similar]))[:12]):
+        return f"; known: {', '.join(known)}"
+    *first, last = map(repr, found)
+    return f"; did you mean {', '.join(first)} or {last}?" if first else f"; did you mean {last}?"

@@ -18,15 +18,31 @@ def quoted(value: object) -> str:
     return "'" + text.replace("${", "\\${") + "'"
 
 
-def split(key: str, text: str | None) -> list[str]:
-    """The overrides in a text, such as "model=sd15 prompt='a cat'".
+def literal(word: str) -> str:
+    """An override whose value Hydra takes as it is; lists, dicts and quoted values stay."""
+    head, equals, value = word.partition("=")
+    plain = re.fullmatch(r"""[\w.+-]*|[\[{].*|\$\{.*|'[^']*'|"[^"]*\"""", value, re.DOTALL)
+    return word if plain or not equals else f"{head}={quoted(value)}"
 
-    Raises UserError, with the key of the text, for a quotation mark that is not closed.
+
+def split(key: str, text: str | None, names: int = 0) -> list[str]:
+    """The overrides in a text, such as "model=sd15 prompt='a cat'", each of them `literal`.
+
+    The first `names` words are names, not overrides.
+
+    Raises UserError, with the key of the text, for a quotation mark that is not closed and for a
+    word that is not key=value.
     """
     try:
-        return shlex.split(text or "")
+        words = [literal(word) for word in shlex.split(text or "")]
     except ValueError as error:
         raise UserError(f"{key}={text!r} cannot be split ({error}): close its quotes") from None
+    if lacking := [word for word in words[names:] if "=" not in word]:
+        raise UserError(
+            f"{key}: {lacking[0]!r} is not of the form key=value; quote a value with spaces, "
+            "key='a value'"
+        )
+    return words
 
 
 def key_of(word: str) -> str:
@@ -46,9 +62,11 @@ def entries(
     """
     found: dict[str, list[str]] = {}
     for entry in _list(given):
+        if isinstance(entry, list):
+            raise UserError(f"{key}: {entry} is a list within the list: give names")
         if isinstance(entry, Mapping):
-            found |= {str(label): [*how] for label, how in entry.items()}
-        elif words := split(key, str(entry)):
+            found |= {str(label): _words(key, how) for label, how in entry.items()}
+        elif words := split(key, str(entry), names=1):
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
         raise UserError(f"give {key}=: one or more names of {group}=, separated by commas")
@@ -59,14 +77,22 @@ def entries(
     return found
 
 
-def whole_numbers(key: str, given: Any) -> list[int]:
-    """Whole numbers, 1 or more, as `numbers` reads them. Raises UserError for others."""
+def _words(key: str, given: Any) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise UserError(f"{key}: {given!r} must be a list of overrides, such as [sampler=ddim]")
+    return given
+
+
+def whole_numbers(key: str, given: Any, most: float = math.inf) -> list[int]:
+    """Whole numbers, 1 to `most`, as `numbers` reads them. Raises UserError for others."""
     try:
         found = numbers(key, given)
     except UserError:
         found = []
     if not found or any(number < 1 or number != int(number) for number in found):
         raise UserError(f"{key}={_text(given)} must be whole numbers, 1 or more, such as [8,16,32]")
+    if max(found) > most:
+        raise UserError(f"{key}={_text(given)} must be at most {most}")
     return [int(number) for number in found]
 
 
@@ -74,7 +100,7 @@ def numbers(key: str, given: Any) -> list[float]:
     """The numbers in a number, a list or a text with commas. Raises UserError for anything else."""
     try:
         found = [float(number) for number in _list(given)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = []
     if not found or not all(map(math.isfinite, found)):
         raise UserError(f"{key}={_text(given)} must be numbers, such as {key}=[1,0.5]")
@@ -90,4 +116,5 @@ def _list(given: Any) -> list[Any]:
 
 
 def _text(given: Any) -> str:
-    return ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    return text if len(text) < 80 else f"{text[:77]}…"

@@ -30,4 +30,4 @@ def test_only_dist_knows_torch_distributed():
 
 def test_only_the_command_line_knows_click_and_hydra():
     assert importers("click") == {"cli/commands.py"}
-    assert importers("hydra") == {"cli/configs.py"}
+    assert importers("hydra") == {"cli/configs.py", "cli/words.py"}

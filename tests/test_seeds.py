@@ -15,10 +15,26 @@ def test_parse(spec, seeds):
     assert parse(spec) == seeds
 
 
-@pytest.mark.parametrize("spec", ["", "a", "3-1", "1,,2", "-4", "1.5", "0-3,2", "0--3"])
+LARGE = ["4294967296", "0,4294967296", "0-10000000000000", "9" * 5000, f"0-{'9' * 5000}"]
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "a", "3-1", "1,,2", "-4", "1.5", "0-3,2", "2,0-3", "0--3", "²", *LARGE]
+)
 def test_parse_refuses(spec):
-    with pytest.raises(UserError, match="seeds="):
+    with pytest.raises(UserError, match="seeds") as error:
         parse(spec)
+    assert len(str(error.value)) < 200
+
+
+def test_many_seeds_need_no_memory():
+    seeds = parse("7,100-4294967295,50-60,0-3")
+    assert len(seeds) == 1 + (1 << 32) - 100 + 11 + 4
+    assert (seeds[0], seeds[1], seeds[-1], seeds[-5]) == (7, 100, 3, 60)
+    assert seeds[len(seeds) - 6 :] == [59, 60, 0, 1, 2, 3]
+    assert [*parse("3,0-2,9,10")] == [3, 0, 1, 2, 9, 10]
+    with pytest.raises(IndexError):
+        parse("0-3")[4]
 
 
 def test_draws_are_those_of_one_generator_a_seed():

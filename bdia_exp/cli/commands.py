@@ -5,6 +5,7 @@ Help comes only from the configurations. A verb's file and PyTorch are imported 
 
 import errno
 import os
+import re
 import sys
 from typing import Any
 
@@ -12,7 +13,8 @@ import click
 from omegaconf import OmegaConf
 
 from bdia_exp.cli import configs
-from bdia_exp.cli.configs import CONFIGS, about, help_of, options
+from bdia_exp.cli.files import CONFIGS, about, commands, groups_of, help_of, options, text_of
+from bdia_exp.cli.streams import write_any_text
 from bdia_exp.errors import UserError
 
 
@@ -22,10 +24,10 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         assert self.name
         with formatter.section("Keys and their defaults"):
-            for line in configs.text_of(self.name).splitlines():
+            for line in text_of(self.name).splitlines():
                 if line and not line.startswith(("defaults:", "  - ")):
                     formatter.write(f"  {line}\n")
-        for group in configs.groups_of(self.name):
+        for group in groups_of(self.name):
             with formatter.section(f"{group}="):
                 rows = [(n, about(CONFIGS / group / f"{n}.yaml")) for n in options(group)]
                 formatter.write_dl(rows)
@@ -33,6 +35,10 @@ class Command(click.Command):
 
 class Group(click.Group):
     """Turns errors that users can fix into one sentence and exit status 1."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        write_any_text()
+        return super().main(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,7 +65,8 @@ class Group(click.Group):
                 ) from None
             if error.errno in (errno.EACCES, errno.EROFS):
                 raise click.ClickException(f"no permission for {error.filename}") from None
-            raise
+            what = f"{_cut(error.filename)}: " if error.filename else ""
+            raise click.ClickException(f"{what}{error.strerror or error}") from None
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise click.ClickException("out of memory: choose a smaller batch=") from None
@@ -85,8 +92,13 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         keys = configs.keys(command, [])
     except (UserError, OSError):
         keys = []
-    found = sorted({*keys, *configs.groups_of(command)})
+    found = sorted({*keys, *groups_of(command)})
     return [f"{key}=" for key in found if key.startswith(incomplete)]
+
+
+def _cut(name: object) -> str:
+    text = str(name)
+    return text if len(text) < 80 else f"{text[:40]}…{text[-39:]}"
 
 
 def _launch(processes: str, words: list[str]) -> int:
@@ -99,8 +111,8 @@ def _launch(processes: str, words: list[str]) -> int:
     count = torch.cuda.device_count() if processes == "gpu" else processes
     if count == 0:
         raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
-    if not str(count).isdigit() or int(count) < 1:
-        raise UserError(f"-p {processes}: give a number of processes, or gpu")
+    if not re.fullmatch(r"[1-9]\d{0,2}", str(count), re.ASCII):
+        raise UserError(f"-p {_cut(processes)}: give a number of processes, or gpu")
     return dist.launch(int(count), words)
 
 
@@ -139,9 +151,9 @@ def _require_parallel(name: str) -> None:
     from bdia_exp import verbs
 
     if not verbs.verb(name).parallel:
-        several = [one for one in configs.commands() if verbs.verb(one).parallel]
+        several = [one for one in commands() if verbs.verb(one).parallel]
         raise UserError(f"-p is for {', '.join(several)}, not for {name}")
 
 
-for _name in configs.commands():
+for _name in commands():
     _add(_name)

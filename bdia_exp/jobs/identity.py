@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.jobs.asked import as_key, hints_of, sources_of
-from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Sampling, Scoring, Solving
+from bdia_exp.jobs.settings import (
+    Drawing,
+    Editing,
+    Inverting,
+    Sampling,
+    Scoring,
+    Solving,
+    full_name,
+)
 from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -195,8 +203,10 @@ def claim(
     _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
     identity = identify(then)
     if folder is None:
-        name = f"{prefix}{asked.sampler.name}-nfe{asked.nfe}-{records.digest(identity)}"
-        folder = RunFolder(Path("runs") / asked.model.name / name)
+        runs, digest = Path("runs") / asked.model.name, records.digest(identity)
+        name = f"{prefix}{full_name(asked.sampler)}-nfe{asked.nfe}-{digest}"
+        earlier = sorted(runs.glob(f"{prefix}{asked.sampler.name}-*nfe{asked.nfe}-{digest}"))
+        folder = RunFolder(earlier[0] if earlier else runs / name)  # names had no γ before
         then = plainly(folder.before.get("identity", {}))
         identity = identify(then)
     if folder.before:

@@ -3,10 +3,11 @@
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -204,7 +205,7 @@ class Places:
 
 
 def stream(
-    job: Job, batches: Sequence[Sequence[int]], places: Places, bar: tqdm
+    job: Job, batches: Iterable[Sequence[int]], places: Places, bar: tqdm
 ) -> Iterator[Batch]:
     """This rank's share of the batches: read from the disk if they are there, else sampled.
 
@@ -213,7 +214,7 @@ def stream(
 
     A separate thread decodes and writes each batch while the next one is sampled.
     """
-    steps, total = len(job.grid) - 1, sum(map(len, batches))
+    steps, total = len(job.grid) - 1, bar.total or 0
 
     def advance(images: float) -> None:
         bar.update(min(images, total - bar.n))  # the last batch of another rank may be shorter
@@ -242,7 +243,7 @@ def stream(
     with ThreadPoolExecutor(1, "decode") as worker:
         pending: deque[Future[Batch]] = deque()
         try:
-            for seeds in batches[dist.rank() :: dist.world()]:
+            for seeds in islice(batches, dist.rank(), None, dist.world()):
                 pending.append(worker.submit(finish, start(seeds)))
                 while len(pending) > AHEAD or (pending and pending[0].done()):
                     yield pending.popleft().result()

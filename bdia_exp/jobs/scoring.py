@@ -119,5 +119,5 @@ def listed(metrics: list[str] | str | None) -> list[str]:
 def require_size(resize: int | None) -> None:
     """Raises UserError if images cannot be resized to `resize` pixels; None: not resized."""
     if resize is not None:
-        positive("resize", resize)
+        positive("resize", resize, most=8192)
         require("cv2")

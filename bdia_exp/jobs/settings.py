@@ -15,10 +15,15 @@ from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model
 from bdia_exp.samplers.core import Grid, Sampler
-from bdia_exp.seeds import parse
+from bdia_exp.samplers.cost import MOST as MOST_STEPS
+from bdia_exp.seeds import MOST as MOST_SEEDS
+from bdia_exp.seeds import Seeds, parse
 from bdia_exp.store.records import Record
 
 DEFAULT_IMAGES = 64
+GAMMAS = ("gamma", "gamma1", "gamma2")
+MOST_AT_A_TIME = 1 << 16
+"""The largest batch, and the largest number of images on a sheet or strip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,7 @@ class Solving(Asked):
 
     def check(self) -> None:
         super().check()
+        positive("nfe", max(self.nfe, 1), MOST_STEPS)  # a sampler has its own least number
         one_of("dtype", self.dtype, ["auto", "float32", "float16", "bfloat16"])
         require_gammas(self.sampler.config)
 
@@ -91,7 +97,7 @@ class Computing(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("batch", self.batch)
+        positive("batch", self.batch, MOST_AT_A_TIME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +127,9 @@ class Sampling(Drawing, Scoring, Computing):
         one_of("save", self.save, ["folder", "zip", "scratch", "none", "latents"])
         if self.seeds is not None and self.images is not None:
             raise UserError("give images= (seeds 0, 1, …) or seeds= (which ones), not both")
-        if self.images is not None:
-            positive("images", self.images)
+        positive("images", self.images, MOST_SEEDS)
+        if not 0 <= self.sheet <= MOST_AT_A_TIME:
+            raise UserError(f"sheet={self.sheet} must be 0, for no sheet, to {MOST_AT_A_TIME}")
 
     @property
     def seeds_text(self) -> str:
@@ -132,7 +139,7 @@ class Sampling(Drawing, Scoring, Computing):
         return f"0-{(self.images or DEFAULT_IMAGES) - 1}"
 
     @property
-    def wanted(self) -> list[int]:
+    def wanted(self) -> Seeds:
         """The seeds as numbers. Raises UserError if the text is not a list of seeds."""
         return parse(self.seeds_text)
 
@@ -157,7 +164,8 @@ class Inverting(Solving, Computing):
 
     def check(self) -> None:
         super().check()
-        positive("strip", self.strip)
+        positive("strip", self.strip, MOST_AT_A_TIME)
+        positive("limit", self.limit)
         if not 0 < self.strength <= 1:
             raise UserError(f"strength={self.strength} must be more than 0 and at most 1")
 
@@ -178,12 +186,24 @@ class Editing(RoundTrip):
     classify: bool = False
 
 
+def gammas_of(sampler: Record) -> list[float]:
+    """Every γ of a sampler's configuration, in the order of its keys; [] for a base method."""
+    found = [sampler[key] for key in GAMMAS if key in sampler]
+    return found if any(found) else []
+
+
+def full_name(sampler: Choice[Sampler]) -> str:
+    """The name of a sampler with its γ, as a folder is called: bdia_ddim-gamma0.5."""
+    gammas = gammas_of(sampler.config)
+    return f"{sampler.name}-gamma{','.join(f'{g:g}' for g in gammas)}" if gammas else sampler.name
+
+
 def require_gammas(sampler: Record) -> None:
     """Raises UserError unless every γ of a sampler's configuration is from 0 to 1.
 
     The solvers also accept larger values: 1/γ runs them backwards.
     """
-    for key in ("gamma", "gamma1", "gamma2"):
+    for key in GAMMAS:
         if not 0 <= sampler.get(key, 0.0) <= 1:
             raise UserError(
                 f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 is BDIA "

@@ -21,6 +21,8 @@ from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import CLEAN, Grid, Level
 from bdia_exp.samplers.schedules import DiscreteVP, Schedule, edm
 
+LEAST_SIGMA = 1e-9
+"""The least sigma_min; its inverse is the largest sigma_max. Beyond them float64 is not enough."""
 PAIRINGS = {"ddim": 0, "pndm": 1}
 
 
@@ -35,12 +37,18 @@ def karras(
     """EDM's grid: `steps` values of σ, evenly spaced in σ^(1/ρ), then 0 [EDM 5].
 
     As in EDM's program, σ stays in the range that the network supports. Raises UserError if
-    0 < sigma_min < sigma_max does not hold.
+    0 < sigma_min < sigma_max does not hold, and for a ρ at which float64 does not hold the powers:
+    outside 0.1 to 1000, or too small for the range.
     """
     sigma_min, sigma_max = _range(sigma_min, sigma_max, schedule)
+    if not 0.1 <= rho <= 1000:
+        raise UserError(f"grid.rho={rho} must be 0.1 to 1000; EDM uses 7")
     hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     last = max(steps - 1, 1)  # a single step starts at sigma_max
-    return (*(edm((hi + i / last * (lo - hi)) ** rho) for i in range(steps)), CLEAN)
+    sigmas = [(hi + i / last * (lo - hi)) ** rho for i in range(steps)]
+    if steps > 1 and not math.isclose(sigmas[-1], sigma_min, rel_tol=1e-3):
+        raise UserError(f"grid.rho={rho} is too small for this range of σ; EDM uses 7")
+    return (*map(edm, sigmas), CLEAN)
 
 
 def arc(
@@ -71,7 +79,8 @@ def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
 
     Equal to the usual range(0, T, T//N) when N divides T, and N steps long also when it does not.
     """
-    return _to_the_end([i * len(schedule) // steps for i in range(steps)], schedule, pairing)
+    times = _times(schedule)
+    return _to_the_end([i * times // steps for i in range(steps)], schedule, pairing)
 
 
 def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: str = "ddim") -> Grid:
@@ -80,12 +89,14 @@ def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: st
     Small times may occur twice, as in the official code: the step between them is the identity and
     still costs an evaluation.
     """
-    return _to_the_end(_squares(0.0, fraction * len(schedule), steps), schedule, pairing)
+    if not 0 < fraction <= 1:
+        raise UserError(f"grid.fraction={fraction} must be more than 0 and at most 1")
+    return _to_the_end(_squares(0.0, fraction * _times(schedule), steps), schedule, pairing)
 
 
 def quad_full(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
     """`quad` over the whole range: τ evenly spaced on [0, √(T − 1)]."""
-    return _to_the_end(_squares(0.0, len(schedule) - 1, steps), schedule, pairing)
+    return _to_the_end(_squares(0.0, _times(schedule) - 1, steps), schedule, pairing)
 
 
 def deis_quad(
@@ -95,7 +106,7 @@ def deis_quad(
 
     The last level is that of time 0, not clean. With `last_step`: N times that end at 1, then 0.
     """
-    top = len(schedule) - 1
+    top = _times(schedule) - 1
     times = [0, *_squares(1.0, top, steps)] if last_step else _squares(0.0, top, steps + 1)
     shift = _shift(pairing)
     return tuple(schedule(k, shift=shift) for k in reversed(times))
@@ -113,8 +124,8 @@ def leading(steps: int, schedule: DiscreteVP, *, offset: int = 1, final: str = "
 def trailing(steps: int, schedule: DiscreteVP, *, final: str = "first") -> Grid:
     """Times round(T − iT/N) − 1, i = 0 … N−1, then the last level: diffusers' "trailing"."""
     _jump(steps, schedule)
-    ratio = len(schedule) / steps
-    times = [round(len(schedule) - i * ratio) - 1 for i in range(steps)]
+    ratio = _times(schedule) / steps
+    times = [round(_times(schedule) - i * ratio) - 1 for i in range(steps)]
     return _to_the_final(times[::-1], schedule, final)
 
 
@@ -138,7 +149,7 @@ def time_uniform(
     diffusers' DPM-Solver with "linspace" does. Its final_sigmas_type "sigma_min" is final=first,
     and "zero" is final=clean.
     """
-    last = len(schedule) - 1
+    last = _times(schedule) - 1
     _jump(steps, schedule)
     times = [last - i * last / steps for i in range(steps)]
     levels = (schedule.between(float(round(k)) if whole else k) for k in times)
@@ -161,13 +172,20 @@ def _final(final: str, schedule: DiscreteVP) -> Level:
 
 def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:
     """⌊T/N⌋. Raises UserError if there are too many steps, or the offset is too large."""
-    jump = len(schedule) // steps
+    jump = _times(schedule) // steps
     if not 0 <= offset < max(jump, 1) or jump < 1:
         raise UserError(
             f"{steps} steps with an offset of {offset} do not fit into {len(schedule)} times: use "
             "fewer steps"
         )
     return jump
+
+
+def _times(schedule: Schedule | None) -> int:
+    """The number of times in a schedule's table. Raises UserError for a schedule without one."""
+    if isinstance(schedule, DiscreteVP):
+        return len(schedule)
+    raise UserError("this grid needs a model with a table of times: choose grid=karras or grid=arc")
 
 
 def _squares(low: float, high: float, count: int) -> list[int]:
@@ -188,9 +206,10 @@ def _to_the_end(times: Sequence[int], schedule: DiscreteVP, pairing: str) -> Gri
 
 def _range(sigma_min: float, sigma_max: float, schedule: Schedule | None) -> tuple[float, float]:
     """Both, moved into the range of σ/α that the schedule's network supports."""
-    if not 0 < sigma_min < sigma_max:
+    if not LEAST_SIGMA <= sigma_min < sigma_max <= 1 / LEAST_SIGMA:
         raise UserError(
-            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max"
+            f"grid: sigma_min={sigma_min} and sigma_max={sigma_max} must be 0 < min < max, and "
+            f"within {LEAST_SIGMA:g} and {1 / LEAST_SIGMA:g}"
         )
     least, most = schedule.supported if schedule else (sigma_min, sigma_max)
     low, high = max(sigma_min, least), min(sigma_max, most)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
-from bdia_exp.samplers.rules import along, ddim, latest, plms
+from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
 
 # -- one evaluation per step ---------------------------------------------------------------------
@@ -120,6 +120,7 @@ def pndm(
     _check_gamma(gamma)
     if start not in STARTS:
         raise UserError(f"sampler.start={start!r} is unknown{nearest(start, STARTS)}")
+    check_order(order, "sampler.order")
     first, count = STARTS[start]
     trail: list[Estimate] = []
     for s, t in pairwise(grid[: count + 1]):

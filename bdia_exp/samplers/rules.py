@@ -45,7 +45,7 @@ def plms(trail: Sequence[Estimate], t: Level, *, order: int = 4) -> Tensor:
     While the trail is shorter than `order`, the order is the trail's length: DEIS calls it iPNDM.
     Raises UserError for an order outside 1 to 4.
     """
-    _check_order(order)
+    check_order(order)
     weights = ADAMS_BASHFORTH[min(order, len(trail)) - 1]
     return trail[-1]._replace(eps=_mixed(trail[::-1], weights)).at(t)
 
@@ -67,9 +67,9 @@ def deis(trail: Sequence[Estimate], t: Level, *, order: int = 3, clock: str = "v
 
     Raises UserError for an order outside 1 to 4 or an unknown clock.
     """
-    _check_order(order)
+    check_order(order)
     if clock not in CLOCKS:
-        raise UserError(f"clock={clock!r} is unknown{nearest(clock, CLOCKS)}")
+        raise UserError(f"sampler.rule.clock={clock!r} is unknown{nearest(clock, CLOCKS)}")
     return along(latest(trail, order), trail[-1], t, clock)
 
 
@@ -111,7 +111,7 @@ def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str =
     estimates = [estimate for estimate in estimates if not estimate.level.is_noise]
     nodes = tuple(estimate.level.rho for estimate in estimates)
     if clock == "log_rho" and 0 in nodes:
-        raise UserError("clock=log_rho cannot be used with a clean level: choose vp_time or rho")
+        raise UserError("sampler.rule.clock=log_rho has no clean level: choose vp_time or rho")
     weights = _mean_weights(nodes, start.level.rho, t.rho, clock)
     return transfer(start.z, _mixed(estimates, weights), start.level, t)
 
@@ -152,6 +152,7 @@ def _gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
     return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
 
 
-def _check_order(order: int) -> None:
+def check_order(order: int, key: str = "sampler.rule.order") -> None:
+    """Raises UserError, naming the key, for an order outside 1 to 4."""
     if not 1 <= order <= 4:
-        raise UserError(f"order={order} must be 1, 2, 3 or 4")
+        raise UserError(f"{key}={order} must be 1, 2, 3 or 4")

@@ -23,6 +23,7 @@ from bdia_exp.overrides import entries, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers.core import Counted, Grid, Sampler
+from bdia_exp.samplers.cost import MOST
 from bdia_exp.samplers.grids import arc, karras
 from bdia_exp.samplers.loops import runge_kutta
 from bdia_exp.samplers.schedules import edm
@@ -44,7 +45,7 @@ class ConvergenceStudy(Asked):
 
     problems: list | str
     samplers: list | dict | str
-    steps: list | str | int
+    steps: list | str | float
     count: int
     sigma_min: float
     sigma_max: float
@@ -53,7 +54,7 @@ class ConvergenceStudy(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("count", self.count)
+        positive("count", self.count, MOST)
         karras(1, None, **self.span)  # raises UserError for a wrong range
 
     @property
@@ -68,7 +69,7 @@ def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
     All samplers solve the same ODE from sigma_max to sigma_min. Raises UserError for unknown
     names before anything runs.
     """
-    wanted = sorted(whole_numbers("steps", asked.steps))
+    wanted = sorted(whole_numbers("steps", asked.steps, MOST))
     device = dist.device(asked.device)
     named = entries("samplers", asked.samplers, "sampler")
     chosen = [_sampler(label, how, compose) for label, how in named.items()]

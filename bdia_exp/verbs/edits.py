@@ -13,7 +13,7 @@ from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
 from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
-from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.cost import MOST, evaluations
 from bdia_exp.samplers.schedules import linear_vp
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
@@ -43,7 +43,8 @@ class EditComparison(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("steps", self.steps)
+        positive("steps", self.steps, MOST)
+        positive("limit", self.limit)
 
 
 SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "device")

@@ -19,6 +19,7 @@ from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers import fixedpoint, inversion
 from bdia_exp.samplers.core import Denoiser, Grid
+from bdia_exp.samplers.cost import MOST
 from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
 from bdia_exp.store.cache import Cells
 from bdia_exp.store.records import Record
@@ -49,7 +50,7 @@ class ExactnessStudy(Asked):
     problems: list | str
     gammas: list | str | float
     samplers: list | str
-    steps: list | str | int
+    steps: list | str | float
     states: list | str
     count: int
     device: str
@@ -57,7 +58,7 @@ class ExactnessStudy(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("count", self.count)
+        positive("count", self.count, MOST)
 
 
 def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
@@ -65,10 +66,10 @@ def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
 
     Raises UserError for unknown names, or samplers without an inverse, before anything runs.
     """
-    wanted = sorted(whole_numbers("steps", asked.steps))
+    wanted = sorted(whole_numbers("steps", asked.steps, MOST))
     device = dist.device(asked.device)
     given = asked.states.split(",") if isinstance(asked.states, str) else asked.states
-    states = [*dict.fromkeys(given)]
+    states = [*dict.fromkeys(map(str, given))]
     if not states:
         raise UserError(f"give states=: any of {', '.join(inversion.STATES)}")
     for state in states:

@@ -18,6 +18,9 @@ from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
 from bdia_exp.verbs.table import TableDrawing, report_of, table
 
+MOST_RANGES = 1000
+"""The largest number of seed ranges of a cell."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reproducing(Asked):
@@ -39,8 +42,7 @@ class Reproducing(Asked):
         super().check()
         report_of(self.experiment, self.report)
         for key in ("batch", "repeats", "limit"):
-            if (value := getattr(self, key)) is not None:
-                positive(key, value)
+            positive(key, getattr(self, key))
         if not self.tflops > 0:
             raise UserError(f"tflops={self.tflops} must be more than 0")
 
@@ -99,7 +101,7 @@ def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
     experiment = asked.experiment
     cells = experiments.cells_of(experiment, asked.root)
     repeats = experiment.get("repeats", 1) if asked.repeats is None else asked.repeats
-    positive("repeats", repeats)
+    positive("repeats", repeats, MOST_RANGES)
     return experiments.runs_of(
         experiments.chosen(cells, asked.cells, experiment["name"]),
         images=asked.images,

@@ -12,7 +12,7 @@ from bdia_exp.console import progress, say
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
-from bdia_exp.jobs.settings import Sampling
+from bdia_exp.jobs.settings import Sampling, full_name, gammas_of
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
 from bdia_exp.store.files import save_image
@@ -51,7 +51,7 @@ def sample(asked: Sampling) -> Record:
         job.texts.prompts.write(run.root / "prompts.csv", wanted)
     tally, began = _Tally(), time.perf_counter()
     with progress(len(wanted), "img") as bar:
-        batches = [wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch)]
+        batches = (wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch))
         for made in stream(job, batches, places, bar):
             if made.nfe is not None and run.record["nfe"] is None:
                 run.note("nfe", made.nfe)
@@ -68,7 +68,7 @@ def sample(asked: Sampling) -> Record:
     if dist.rank() == 0:
         _keep(asked, tally, places, run)
     record = run.finish(numbers)
-    _tell(run, len(wanted))
+    _tell(asked, run, len(wanted))
     dist.barrier()
     return record
 
@@ -93,6 +93,7 @@ def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record
         "command": "sample",
         "model": {"name": asked.model.name, **job.model.provenance},
         "sampler": asked.sampler.name,
+        "gamma": gammas_of(asked.sampler.config),
         "grid": asked.grid.name,
         "nfe": run.before.get("nfe"),
         "steps": len(job.grid) - 1,
@@ -152,11 +153,11 @@ def _keep(asked: Sampling, tally: _Tally, places: Places, run: RunFolder) -> Non
         move(wanted)
 
 
-def _tell(run: RunFolder, count: int) -> None:
+def _tell(asked: Sampling, run: RunFolder, count: int) -> None:
     record = run.record
     each = " (each of two rows: guidance)" if record.get("rows_per_evaluation") == 2 else ""
     say(
-        f"{run.root}: {count} images, nfe {record['nfe']}{each}, "
+        f"{run.root}: {count} images, {full_name(asked.sampler)}, nfe {record['nfe']}{each}, "
         f"{record['images_per_second']:.1f} images/s"
     )
     if "score" in record:

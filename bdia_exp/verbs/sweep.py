@@ -1,16 +1,17 @@
 """`sweep`: FID over γ, NFE and samplers, as an experiment made from these lists."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
-from bdia_exp import dist
+from bdia_exp import dist, seeds
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.overrides import entries, numbers, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report import tables as drawing
-from bdia_exp.samplers.cost import grid_for
+from bdia_exp.samplers.cost import MOST, affordable
 from bdia_exp.samplers.schedules import linear_vp
 from bdia_exp.store.files import write_text
 from bdia_exp.store.records import Record
@@ -25,7 +26,7 @@ class Sweeping(Asked):
     models: list | str
     samplers: list | str
     gammas: list | str | float
-    nfes: list | str | int
+    nfes: list | str | float
     images: int
     batch: int
     device: str
@@ -34,7 +35,7 @@ class Sweeping(Asked):
 
     def check(self) -> None:
         super().check()
-        positive("images", self.images)
+        positive("images", self.images, seeds.MOST)
         for gamma in numbers("gammas", self.gammas):
             if not 0 <= gamma <= 1:
                 raise UserError(f"gammas={gamma:g} must be 0 to 1: 0 is the base method")
@@ -72,14 +73,19 @@ def sweep(asked: Sweeping, compose: Compose) -> Record:
 
 def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
     """A table of γ over NFE for every model and sampler; and sentences on the changed NFEs."""
-    wanted = sorted(whole_numbers("nfes", asked.nfes))
+    wanted = sorted(whole_numbers("nfes", asked.nfes, MOST))
     gammas = numbers("gammas", asked.gammas)
     tables, notes = [], []
     models = entries("models", asked.models, "model")
     samplers = entries("samplers", asked.samplers, "sampler", within=("grid",))
     for (model, of_model), (sampler, of_sampler) in product(models.items(), samplers.items()):
         common = [*of_model, *of_sampler]
-        spent = {nfe: affordable(nfe, common, compose) for nfe in wanted}
+        asked_of = compose(common)
+        if "gamma" not in asked_of.sampler.config:
+            raise UserError(f"samplers: {sampler} has no γ (no key sampler.gamma): leave it out")
+        # No cost depends on the schedule.
+        grid = partial(asked_of.grid.make, schedule=linear_vp())
+        spent = {nfe: affordable(asked_of.sampler.make, grid, nfe)[1] for nfe in wanted}
         name = sampler if len(models) == 1 else f"{model}, {sampler}"
         tables.append(
             {
@@ -100,19 +106,6 @@ def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
         "tables": tables,
     }
     return experiment, notes
-
-
-def affordable(nfe: int, overrides: list[str], compose: Compose) -> int:
-    """The largest NFE, at most `nfe`, that the sampler of these overrides can use exactly."""
-    asked = compose(overrides)
-    grid, schedule = asked.grid.make, linear_vp()  # no cost depends on the schedule
-    for fewer in range(nfe, 0, -1):
-        try:
-            grid_for(asked.sampler.make, lambda steps: grid(steps, schedule), fewer)
-            return fewer
-        except UserError as error:
-            refusal = error
-    raise refusal
 
 
 def _markdown(drawn: Record, notes: list[str]) -> str:

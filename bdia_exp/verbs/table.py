@@ -29,7 +29,7 @@ class TableDrawing(Asked):
 
 def report_of(experiment: Record, report: str | None) -> str:
     """How a cell combines several runs: `report` if given, else the experiment's own choice."""
-    report = report or experiment.get("report", "mean")
+    report = experiment.get("report", "mean") if report is None else report
     one_of("report", report, list(tables.REPORTS))
     return report
 

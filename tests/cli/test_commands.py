@@ -186,7 +186,7 @@ MISTAKES = {
     "sample sampler.gamma=high": "sampler.gamma=high must be float",
     "sample sampler.gamma=-1": "sampler.gamma=-1 must be 0 to 1",
     "sample sampler.gamma=1.01": "sampler.gamma=1.01 must be 0 to 1",
-    "sample sampler.gamma=nan": "sampler.gamma=nan must be 0 to 1",
+    "sample sampler.gamma=nan": "sampler.gamma=nan must be a finite number",
     "sample sampler.refine=litteral": "did you mean 'literal'?",
     "sample sampler=bdia2 sampler.gamma2=1.5": "sampler.gamma2=1.5 must be 0 to 1",
     "sample sampler=edm_churn grid=quad nfe=5": "choose grid=karras",

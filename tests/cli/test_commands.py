@@ -223,7 +223,7 @@ MISTAKES = {
     "sample model=ddim_cifar10": "ddim_cifar10.ckpt is not here",
     "sample model=ddim_cifar10 model.network.ch=33": "ch=33 must be a multiple of 32",
     "fetch": "give what=",
-    "fetch edm_cifar": "did you mean 'edm_cifar10'?",
+    "fetch edm_cifar": "did you mean 'edm_cifar10'",
     "fetch edm-cifar10-32x32-cond-vp.pkl": "BDIA_EXP_OFFLINE is set",
     "fetch fid_celeba_train.npz": "has to be downloaded by a person",
     "reference": "give images=",

@@ -166,19 +166,16 @@ def _unwrapped(state: State) -> State:
 
 
 def _has_arrays(value: Any, steps: Iterator[int]) -> bool:
-    for inner in _walk(value):
-        if next(steps) == MAX_STEPS:  # many keys may lead to the same things
-            raise UserError("refused: it contains more than any file of weights")
-        if isinstance(inner, Tensor) and inner.ndim:
-            return True
-    return False
+    return any(isinstance(inner, Tensor) and inner.ndim for inner in _walk(value, steps))
 
 
-def _walk(value: Any) -> Iterator[Any]:
+def _walk(value: Any, steps: Iterator[int]) -> Iterator[Any]:
     """Everything in dicts, lists and tuples, each object once."""
     todo, seen = [value], set[int]()
     while todo:
         inner = todo.pop()
+        if next(steps) >= MAX_STEPS:  # many keys may lead to the same things
+            raise UserError("refused: it contains more than any file of weights")
         if id(inner) in seen:
             continue
         seen.add(id(inner))

@@ -62,13 +62,14 @@ FLAG = Field(lambda value: type(value) is bool, "true or false")
 
 
 SIZE, CHANNELS, MULTIPLE = whole(1, 4096), whole(1, 8192), whole(1, 64)
+COLOURS = Field(lambda value: type(value) is int and value in (1, 3), "1 (grey) or 3 (colour)")
 LEVELS = several(MULTIPLE, 1, 8)
 RESOLUTIONS = several(SIZE, 0, 16)
 BLOCKS, SHARE, CLASSES = whole(1, 16), number(0, 1), whole(0, 1_000_000)
 
 EDM = {
     "img_resolution": SIZE,
-    "img_channels": whole(1, 64),
+    "img_channels": COLOURS,
     "label_dim": CLASSES,
     "use_fp16": FLAG,
     "sigma_min": number(0, 1e6),
@@ -98,8 +99,8 @@ SONG = EDM | {
 DDPM = {
     "type": one_of("simple"),
     "image_size": SIZE,
-    "in_channels": whole(1, 64),
-    "out_ch": whole(1, 64),
+    "in_channels": COLOURS,
+    "out_ch": COLOURS,
     "ch": CHANNELS,
     "ch_mult": LEVELS,
     "num_res_blocks": BLOCKS,

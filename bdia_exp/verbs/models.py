@@ -25,7 +25,7 @@ def models(asked: Listing, listing: Record) -> Record:
             state = ABSENT.get(checkpoint.partition(":")[0], "missing")
             if path := checkpoints.present(checkpoint):
                 state = f"ready ({path.stat().st_size / 1e6:.1f} MB)"
-        say(f"model={name:16} {state:28} {entry['about']}")
+        say(f"model={name:21} {state:28} {entry['about']}")
     return listing
 
 

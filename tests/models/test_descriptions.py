@@ -84,6 +84,7 @@ def test_every_field_in_the_configuration():
             r"model_channels=\[128\] must be a whole number from 1 to 8,192",
         ),
         ({"model_channels": True}, "model_channels=True must be a whole number"),
+        ({"img_channels": 2}, r"img_channels=2 must be 1 \(grey\) or 3 \(colour\)"),
         ({"model_channels": 7}, "an even number of channels, not 7"),
         ({"model_channels": 2}, "2 channels cannot be normalised"),
         ({"channel_mult": []}, r"channel_mult=\[\] must be a list of 1 to 8, each a whole number"),

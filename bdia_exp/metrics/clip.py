@@ -106,7 +106,12 @@ def _load(folder: Path) -> tuple[Any, Any]:
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         found: Any = CLIPModel.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            # Otherwise config.json could name a program of the hub, to be run.
+            attn_implementation="sdpa",
         )
         processor = CLIPProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

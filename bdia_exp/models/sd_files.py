@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
+from bdia_exp.models.sd_descriptions import require_fields
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp, scaled_linear_vp
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import PIPELINE, Checkpoint
+from bdia_exp.sources.pickles import brief
 
 Description = dict[str, Any]
 
+MAX_JSON = 1_000_000  # bytes; a description has some thousands
 LDM = "model.diffusion_model."
 """The prefix of the U-Net's names in a single file."""
 
@@ -38,11 +41,21 @@ def described_by(folder: Path) -> Description:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file of a folder. Raises UserError if it is missing or not a JSON object."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number of JSON")
+
     try:
-        found = json.loads(file.read_text("utf-8"))
+        if not file.is_file():  # a pipe would never end
+            raise OSError("no file")
+        if file.stat().st_size > MAX_JSON:
+            raise ValueError(f"over {MAX_JSON:,} bytes")
+        found = json.loads(file.read_text("utf-8"), parse_constant=refuse)
         if not isinstance(found, dict):
             raise ValueError("not an object")
         return found
+    except RecursionError:
+        raise UserError(f"{file} is damaged (nested too deep): fetch it again") from None
     except OSError:
         raise UserError(
             f"{file} is missing: give a folder in diffusers' layout (unet, vae, text_encoder, "
@@ -60,7 +73,7 @@ def require_promised(promised: Mapping[str, Any], found: Description, source: st
             if here != value:
                 raise UserError(
                     f"{source} is not the network that model= promises: its {part}.{key} is "
-                    f"{here}, not {value}; give model=sd for another"
+                    f"{brief(here)}, not {value}; give model=sd for another"
                 )
 
 
@@ -105,12 +118,13 @@ def schedule(scheduler: Mapping[str, Any]) -> DiscreteVP:
         "scaled_linear": scaled_linear_vp,
         "linear": linear_vp,
     }
+    require_fields("scheduler", scheduler)
     for key in ("trained_betas", "rescale_betas_zero_snr"):
         if scheduler.get(key):
             raise UserError(f"the scheduler's {key} is not supported: give a model without it")
     kind = scheduler.get("beta_schedule", "linear")
     if kind not in kinds:
-        raise UserError(f"beta_schedule={kind} is not supported: only {' and '.join(kinds)}")
+        raise UserError(f"beta_schedule={brief(kind)} is not supported: only {' and '.join(kinds)}")
     try:
         return kinds[kind](
             float(scheduler.get("beta_start", 0.0001)),
@@ -125,7 +139,9 @@ def prediction(scheduler: Mapping[str, Any]) -> str:
     """`epsilon` or `v_prediction`. Raises UserError for any other."""
     found = scheduler.get("prediction_type", "epsilon")
     if found not in ("epsilon", "v_prediction"):
-        raise UserError(f"prediction_type={found} is not supported: only epsilon and v_prediction")
+        raise UserError(
+            f"prediction_type={brief(found)} is not supported: only epsilon and v_prediction"
+        )
     return found
 
 
@@ -146,9 +162,14 @@ def build(part: str, config: Mapping[str, Any]) -> nn.Module:
     """
     diffusers, transformers = require("diffusers"), require("transformers")
     known = {key: value for key, value in config.items() if not key.startswith("_")}
+    require_fields(part, known)
     try:
         if part == "text_encoder":
-            return transformers.CLIPTextModel(transformers.CLIPTextConfig.from_dict(known))
+            kind = transformers.CLIPTextConfig
+            # `attn_implementation` of a file could name a program of the hub, to be run.
+            usual = kind().to_dict()
+            own = {key: value for key, value in known.items() if key in usual}
+            return transformers.CLIPTextModel(kind.from_dict(own))
         kinds = {
             "unet": diffusers.UNet2DConditionModel,
             "vae": diffusers.AutoencoderKL,
@@ -157,7 +178,7 @@ def build(part: str, config: Mapping[str, Any]) -> nn.Module:
         return kinds[part].from_config(known)
     except Exception as error:  # a description can be wrong in any way
         told = " ".join(str(error).split())
-        what = f"{type(error).__name__}: {told}"
+        what = f"{type(error).__name__}: {brief(told)}"
         raise UserError(f"{part} describes no network that can be built ({what})") from None
 
 

@@ -18,6 +18,7 @@ from bdia_exp.models.clip_tokenizer import without_mark
 from bdia_exp.models.sd_files import Description
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import PIPELINE
+from bdia_exp.sources.pickles import brief
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,13 @@ def _tokenizer(folder: Path | None, found: Description) -> Any:
     transformers = require("transformers")
     try:
         given = transformers.CLIPTokenizer.from_pretrained(own, local_files_only=True)
-        return without_mark(given)
-    except Exception as error:  # its Rust library raises plain exceptions
+        count, words = 1 + max(given.get_vocab().values()), found["text_encoder"].get("vocab_size")
+        made = without_mark(given)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust library is no Exception
         told = " ".join(str(error).split())
-        raise UserError(f"{own} cannot be read ({told}): fetch it again") from None
+        raise UserError(f"{own} cannot be read ({brief(told)}): fetch it again") from None
+    if words is not None and count > words:
+        raise UserError(f"{own} has {count} words, and the text encoder {words}: fetch it again")
+    return made

@@ -6,6 +6,7 @@ counters, averaged weights. They also put prefixes before the names of the netwo
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ WRAPPERS = ("module.", "model.", "_orig_mod.", "online_model.")
 """Prefixes that are no part of a network's own names."""
 OWN = ("model.map_layer0.", "model.diffusion_model.")
 """Names of EDM's and Stable Diffusion's networks, whose own names begin with `model.`."""
-MAX_DEPTH = 4
+MAX_DEPTH, MAX_STEPS = 4, 5_000_000
 
 _AVERAGED = {"ema", "shadow", "swa", "averaged", "average"}
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -40,19 +41,19 @@ def weights_of(root: Any) -> State:
     Raises UserError if there are no weights, or if averaged weights are beside raw ones but cannot
     be matched with them.
     """
-    found = _inside(root, MAX_DEPTH, set())
+    found = _inside(root, MAX_DEPTH, set(), count())
     if found is None:
         what = f"a dict of {few(root)}" if isinstance(root, dict) and root else type(root).__name__
         raise UserError(f"no weights in it: it should have names with tensors, but is {what}")
     return _unwrapped(found)
 
 
-def _inside(value: Any, depth: int, seen: set[int]) -> State | None:
+def _inside(value: Any, depth: int, seen: set[int], steps: Iterator[int]) -> State | None:
     if not depth or id(value) in seen:
         return None
     seen.add(id(value))
     if isinstance(value, (list, tuple)):
-        states = (_inside(inner, depth - 1, seen) for inner in reversed(value))
+        states = (_inside(inner, depth - 1, seen, steps) for inner in reversed(value))
         return next((state for state in states if state), None)
     if not isinstance(value, dict):
         return None
@@ -62,14 +63,18 @@ def _inside(value: Any, depth: int, seen: set[int]) -> State | None:
     named = {key: inner for key, inner in named.items() if isinstance(key, str)}
     flat = {key: inner for key, inner in named.items() if isinstance(inner, Tensor)}
     averages = [key for key in named if key not in flat and _says_averaged(key)]
-    averages = [key for key in averages if _has_arrays(named[key])]
-    usable = {key: state for key in averages if (state := _inside(named[key], depth - 1, seen))}
+    averages = [key for key in averages if _has_arrays(named[key], steps)]
+    usable = {
+        key: state for key in averages if (state := _inside(named[key], depth - 1, seen, steps))
+    }
     if len(usable) > 1:
         raise UserError(f"it has more than one set of averaged weights ({few(usable)}): keep one")
     if usable:
         return next(iter(usable.values()))
     raw: dict[str, State | None] = {
-        key: _inside(named[key], depth - 1, seen) for key in RAW if key in named and key not in flat
+        key: _inside(named[key], depth - 1, seen, steps)
+        for key in RAW
+        if key in named and key not in flat
     }
     raw |= dict.fromkeys(list(flat)[:1], _averaged_first(flat))
     raw = {key: state for key, state in raw.items() if state}
@@ -160,15 +165,17 @@ def _unwrapped(state: State) -> State:
     return state
 
 
-def _has_arrays(value: Any) -> bool:
-    return any(isinstance(inner, Tensor) and inner.ndim for inner in _walk(value))
+def _has_arrays(value: Any, steps: Iterator[int]) -> bool:
+    return any(isinstance(inner, Tensor) and inner.ndim for inner in _walk(value, steps))
 
 
-def _walk(value: Any) -> Iterator[Any]:
+def _walk(value: Any, steps: Iterator[int]) -> Iterator[Any]:
     """Everything in dicts, lists and tuples, each object once."""
     todo, seen = [value], set[int]()
     while todo:
         inner = todo.pop()
+        if next(steps) >= MAX_STEPS:  # many keys may lead to the same things
+            raise UserError("refused: it contains more than any file of weights")
         if id(inner) in seen:
             continue
         seen.add(id(inner))

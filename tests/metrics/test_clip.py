@@ -134,6 +134,14 @@ def test_a_name_on_the_hub_is_located_and_shown(folder, monkeypatch):
     assert Clip("hub:openai/clip-vit-base-patch16@abc").name == "openai/clip-vit-base-patch16"
 
 
+def test_a_folder_cannot_choose_a_program_for_attention(folder, clip, tmp_path):
+    """The library would fetch it from the hub and run it."""
+    own = shutil.copytree(folder, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text()) | {"attn_implementation": "who/what"}
+    (own / "config.json").write_text(json.dumps(config))
+    assert torch.equal(Clip(str(own))(IMAGES[:2], PROMPTS[:2]), clip(IMAGES[:2], PROMPTS[:2]))
+
+
 def test_folders_that_are_none_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"clip=/no/where: no folder is there.*hub:ORG/NAME"):
         Clip("/no/where")

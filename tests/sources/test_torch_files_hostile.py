@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bdia_exp.errors import UserError
+from bdia_exp.sources import state_dicts
 from bdia_exp.sources.checkpoints import read
 from tests.sources.pickled import Call
 
@@ -108,6 +109,14 @@ def test_what_is_beside_the_weights_does_no_harm(tmp_path, kind, what):
 )
 def test_tensors_that_lie(tmp_path, kind, weights, told):
     assert told in refusal(write(tmp_path / "a.pt", START + weights + b".", kind))
+
+
+def test_many_keys_of_the_same_large_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(state_dicts, "MAX_STEPS", 50_000)
+    large = b"](" + b"K\0" * 10_000 + b"eq\x01"
+    data = START + entry("x", large) + b"".join(entry(f"ema{k}", b"h\x01") for k in range(10_000))
+    text = refusal(write(tmp_path / "a.pt", data + b".", "zipped"))
+    assert "more than any file of weights" in text
 
 
 def test_a_storage_that_is_not_there(tmp_path):

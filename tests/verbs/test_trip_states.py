@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bdia_exp import batching
@@ -84,6 +85,17 @@ def test_records_that_lack_something(source, kept, tmp_path, what):
     with pytest.raises(UserError, match=r"lacks identity or nfe: invert these images again"):
         back(source, "bdia", tmp_path / "kept", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_hidden_colours_do_not_decide_and_it_is_said(tmp_path, capsys):
+    found = []
+    for hidden in (0, 255):
+        (tmp_path / f"{hidden}").mkdir()
+        Image.new("LA", (32, 32), (hidden, 0)).save(tmp_path / f"{hidden}/a.png")
+        words = ("class=1", f"out={tmp_path / f'out{hidden}'}")
+        found.append(do("invert", tmp_path / f"{hidden}", *words)["noise"])
+        assert "1 images have transparent parts: they were put on white" in capsys.readouterr().out
+    assert found[0] == found[1]
 
 
 def without(name):

@@ -67,9 +67,7 @@ def score_set(
             texts = prompts and [prompts[row] for row in rows]
             scorer.update(pictures, labels, rows, texts)
             bar.update(len(rows) * dist.world())
-    notes, transparent = list(found.notes), sum(dist.gather(found.transparent))
-    if transparent:
-        notes.append(f"{transparent} images have transparent parts, which were put on white")
+    notes = found.remarks(sum(dist.gather(found.transparent)))
     for note in notes:
         say(f"note: {found.path}: {note}")
     return notes

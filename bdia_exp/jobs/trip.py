@@ -73,6 +73,8 @@ class Trip:
         found = ImageSet(asked.images, fit=about.image_shape)
         rows = found.first(asked.limit)
         images = found.read(rows)
+        for note in found.remarks(found.transparent):
+            say(f"note: {found.path}: {note}")
         _require_text(asked, about)
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
         labels = _labels(asked, about, labels, len(rows))

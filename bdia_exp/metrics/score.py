@@ -20,6 +20,7 @@ from bdia_exp.metrics.samples import (
     precision_recall,
     require_subset,
 )
+from bdia_exp.store.archives import shown
 
 METRICS = ("fid", "kid", "prc", "isc", "clip")
 """fid always; kid and prc (precision, recall) need the features of every reference image; isc
@@ -90,7 +91,11 @@ class Score:
                 "which reference= does not hold: make it with `bdia-exp reference keep=true`, "
                 "or give the images themselves"
             )
-        require_enough(reference.count, reference.dim)
+        if reference.count is not None and reference.count <= reference.dim:
+            raise UserError(
+                f"reference= was made of {reference.count} images: FID in {reference.dim} "
+                f"dimensions needs at least {reference.dim + 1}"
+            )
         self.reference = reference
 
     def require_enough(self, count: int) -> None:
@@ -193,6 +198,8 @@ class Score:
     def sentence(numbers: dict[str, Any]) -> str:
         """The numbers as lines to print."""
         lines = [f"FID {numbers['fid']:.4f} ({numbers['images']} images; {numbers['note']})"]
+        if "label_accuracy" in numbers:
+            lines[0] += f", label accuracy {100 * numbers['label_accuracy']:.2f} %"
         if "kid" in numbers:
             lines.append(f"KID {numbers['kid']:.6f} ± {numbers['kid_std']:.6f}")
         if "precision" in numbers:
@@ -200,8 +207,6 @@ class Score:
         if "isc" in numbers:
             what = "Inception Score" if numbers["comparable_to_inception"] else "classifier score"
             lines.append(f"{what} {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
-        if "label_accuracy" in numbers:
-            lines.append(f"label accuracy {100 * numbers['label_accuracy']:.2f} %")
         if "clip_score" in numbers:
             lines.append(f"CLIP score {numbers['clip_score']:.2f} ({numbers['clip']})")
         if "warning" in numbers:
@@ -217,9 +222,9 @@ def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
             f"{extractor.dim}: use statistics made with the same features"
         )
     meta = reference.meta or {}  # files of other programs have no meta
-    if meta.get("features", extractor.name) != extractor.name:
+    if (theirs := meta.get("features", extractor.name)) != extractor.name:
         raise UserError(
-            f"reference= was made with features={meta['features']}, not {extractor.name}: "
+            f"reference= was made with features={shown(str(theirs))}, not {extractor.name}: "
             "use the same for both"
         )
     if meta.get("sha256", extractor.sha256) != extractor.sha256:
@@ -232,7 +237,7 @@ def _require_same_size(resize: int | None, reference: Statistics) -> None:
     """Raises UserError if the statistics were made from images of another size."""
     meta = reference.meta or {}  # files of other programs, and our older ones, lack the entry
     if (theirs := meta.get("resize", resize)) != resize:
-        ours, theirs = ("null" if size is None else size for size in (resize, theirs))
+        ours, theirs = ("null" if size is None else shown(str(size)) for size in (resize, theirs))
         raise UserError(
             f"reference= was made with resize={theirs}, not {ours}: use the same for both"
         )

@@ -4,8 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from bdia_exp.console import warn
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.pickles import brief, few
+from bdia_exp.store import archives
 from bdia_exp.store.files import atomic
 
 MEMBER = "annotations/captions_val2014.json"  # of COCO's zip of annotations
@@ -81,7 +80,7 @@ def read(source: str, seed: int | None) -> Prompts:
     """
     path = checkpoints.locate(source)
     readers: dict[str, Callable[[Path], list[Caption]]] = {
-        ".json": lambda path: _annotations(path.read_bytes()),
+        ".json": lambda path: _annotations(archives.contents(path)),
         ".zip": _zipped,
         ".csv": lambda path: _table(_text(path), ","),
         ".tsv": lambda path: _table(_text(path), "\t"),
@@ -158,18 +157,19 @@ def _tidy(text: str) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text("utf-8-sig")  # spreadsheet programs write a byte order mark
+    file = io.BytesIO(archives.contents(path))
+    return io.TextIOWrapper(file, "utf-8-sig").read()  # spreadsheets have a byte order mark
 
 
 def _zipped(path: Path) -> list[Caption]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with archives.opened(path) as archive:
             if MEMBER not in (names := archive.namelist()):
                 holds = few(names) or "nothing"
                 raise UserError(f"holds no {MEMBER} but {holds}: give COCO's zip of annotations")
-            data = archive.read(MEMBER)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
-        raise UserError("is not a readable zip: fetch it again") from None
+            data = archives.member(archive, MEMBER)
+    except OSError as error:
+        raise UserError(f"is not a readable zip: fetch it again ({error})") from None
     return _annotations(data)
 
 

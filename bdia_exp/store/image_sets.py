@@ -140,6 +140,12 @@ class ImageSet:
         """The images' file names within the set; empty for an npz."""
         return self._names
 
+    def remarks(self, transparent: int) -> list[str]:
+        """Sentences about what was left out, and about this many images with transparent parts."""
+        if not transparent:
+            return self.notes
+        return [*self.notes, f"{transparent} images have transparent parts: they were put on white"]
+
     def _bytes(self, name: str) -> bytes:
         if self._archive is not None:
             return archives.member(self._archive, name)

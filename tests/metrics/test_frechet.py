@@ -95,3 +95,10 @@ def test_too_few_images(count):
         with pytest.raises(UserError, match=f"at least 13 images; there are {count}"):
             frechet_distance(*pair)
     assert frechet_distance(enough, enough) == 0
+
+
+@pytest.mark.parametrize("mean", [np.nan, np.inf, 1e200])
+def test_a_distance_that_is_not_finite(mean):
+    a, b = (Statistics(np.full(D, m), np.eye(D)) for m in (mean, 0))
+    with np.errstate(all="ignore"), pytest.raises(UserError, match="not a finite number"):
+        frechet_distance(a, b)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from bdia_exp import dist
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.sums import FeatureMoments
+from bdia_exp.store import archives
 
 FEATURES = torch.randn(101, 7, generator=torch.Generator().manual_seed(0)).exp()
 
@@ -122,6 +124,43 @@ def test_files_of_other_programs(tmp_path):
     assert stats.cov.dtype == np.float64
 
 
+WELL = {"mu": np.ones(2), "sigma": np.eye(2)}
+
+
+def test_what_is_no_fault(tmp_path):
+    """Rounding of float32, a singular covariance, an entry that is not read, `Infinity` in meta."""
+    cov = np.cov(np.random.default_rng(0).normal(size=(64, 40)) * np.logspace(-6, 3, 40))
+    for sigma in (cov.astype(np.float32), np.zeros((64, 64)), np.ones((64, 64))):
+        more = {"count": 99.0, "meta": '{"note": Infinity}', "files": np.array([{}])}
+        np.savez(tmp_path / "x.npz", mu=np.ones(64), sigma=sigma, **more)
+        assert Statistics.load(tmp_path / "x.npz").count == 99
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma", "features"])
+@pytest.mark.parametrize("claimed", [10**12, 2**62, -4])
+def test_headers_that_lie_reserve_no_memory(tmp_path, name, claimed):
+    np.savez(tmp_path / "x.npz", **WELL, features=np.ones((9, 2), np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    old = {"mu": "(2,)", "sigma": "(2, 2)", "features": "(9, 2)"}[name]
+    new = {"mu": "(%d,)", "sigma": "(2, %d)", "features": "(%d, 2)"}[name] % claimed
+    longer = " " * (len(new) - len(old))
+    data = members[f"{name}.npy"]
+    members[f"{name}.npy"] = data.replace(f"{old}, }}{longer}".encode(), f"{new}, }}".encode())
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for member in members.items():
+            archive.writestr(*member)
+    with pytest.raises(UserError, match=r"x.npz cannot be read as .* its header claims \["):
+        Statistics.load(tmp_path / "x.npz")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "LARGEST", 10**6)
+    np.savez_compressed(tmp_path / "x.npz", **WELL, features=np.zeros((10**6, 2), np.float32))
+    with pytest.raises(UserError, match=r"it unpacks to 0\.0 GiB: save it unpacked"):
+        Statistics.load(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
@@ -139,6 +178,26 @@ def test_files_of_other_programs(tmp_path):
         ({"mu": np.ones(1), "sigma": np.eye(1), "meta": np.array("5")}, "meta that is not an obj"),
         ({"mu": np.ones(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, "must be symmetric"),
         ({"mu": np.ones(2), "sigma": -np.eye(2)}, "no covariance"),
+        ({"mu": np.ones(2), "sigma": np.array([[1.0, 2], [2, 1]])}, "negative eigenvalues"),
+        ({"mu": np.ones(64), "sigma": np.diag([-0.01] + 63 * [1.0])}, "negative eigenvalues"),
+        ({"mu": np.ones(0), "sigma": np.ones((0, 0))}, "not \\[D\\], \\[D, D\\]"),
+        ({"mu": np.full(2, 1e200), "sigma": np.eye(2)}, "numbers above 1e150"),
+        ({"mu": np.ones(2), "sigma": np.eye(2) * 1e300}, "numbers above 1e150"),
+        (WELL | {"count": np.inf}, "count that is not a whole number"),
+        (WELL | {"count": np.nan}, "count that is not a whole number"),
+        (WELL | {"count": -5}, "count that is not a whole number"),
+        (WELL | {"count": 0}, "count that is not a whole number"),
+        (WELL | {"count": 9.5}, "count that is not a whole number"),
+        (WELL | {"count": "9"}, "count that is not a whole number"),
+        (WELL | {"count": np.array([9, 9])}, "count that is an array"),
+        (WELL | {"count": np.array([{}])}, "count that is an array|Python objects"),
+        (WELL | {"meta": "[" * 100_000}, "meta that cannot be read"),
+        (WELL | {"meta": "[1]"}, "meta that is not an object"),
+        (WELL | {"meta": np.array(["{}"])}, "meta that is an array"),
+        (WELL | {"features": np.ones((9, 3), np.float32)}, "not float32 \\[N, 2\\]"),
+        (WELL | {"features": np.ones((9, 2))}, "not finite float32"),
+        (WELL | {"features": np.full((9, 2), np.nan, np.float32)}, "not finite float32"),
+        (WELL | {"features": np.ones((9, 2), np.float32), "count": 8}, "its count is 8"),
     ],
 )
 def test_files_that_are_wrong(tmp_path, arrays, sentence):

@@ -12,6 +12,7 @@ import pytest
 
 from bdia_exp.errors import UserError
 from bdia_exp.sources import fetch, prompts
+from bdia_exp.store import archives
 
 # (image, caption): three captions of each of 20 images, interleaved; one with a comma and quotes.
 CAPTIONS = [(image, f'Picture {image}, "view" {view}') for view in "abc" for image in range(7, 27)]
@@ -224,6 +225,27 @@ def test_other_zips(tmp_path):
     instances = zipped(tmp_path / "c.zip", **{MEMBER: "{}"})
     with pytest.raises(UserError, match="is not of the form"):
         prompts.read(str(instances), 0)
+
+
+def test_hostile_zips(tmp_path, monkeypatch):
+    """Encrypted, packed by an unknown method, two members of one name, and too large."""
+    path = zipped(tmp_path / "a.zip")
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    for place, byte in ((at + 8, 1), (at + 10, 77), (at + 24, 9)):  # flags, method, size
+        damaged = bytearray(data)
+        damaged[place] = byte
+        with pytest.raises(UserError, match=r"is not a readable zip: fetch it again \("):
+            prompts.read(written(path, bytes(damaged)), 0)
+    zipped(path, **{MEMBER: annotations(), MEMBER.replace("2014", "2017"): "{}"})
+    written(path, path.read_bytes().replace(b"val2017", b"val2014"))
+    with pytest.raises(UserError, match="two files of one name"):
+        prompts.read(str(path), 0)
+    monkeypatch.setattr(archives, "LARGEST", 100)
+    for name in ("b.zip", "b.txt"):
+        written(tmp_path / name, data if name == "b.zip" else "line\n" * 100)
+        with pytest.raises(UserError, match="more than 256 MiB"):
+            prompts.read(str(tmp_path / name), 0)
 
 
 def test_files_that_are_not_there(tmp_path):

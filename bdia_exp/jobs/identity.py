@@ -86,10 +86,10 @@ def _plain(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     found = {key: _plain(value) for key, value in node.items()}
-    target = found.pop("_target_", None)
-    if target is None:
+    target = found.get("_target_")
+    if not isinstance(target, str):  # a damaged record can have anything
         return found
-    found.pop("_partial_", None)
+    found = {key: found[key] for key in found.keys() - {"_target_", "_partial_"}}
     function = _function(target)
     defaults = _defaults(function) if function else {}
     name = _name(function) if function else target.rpartition(".")[2]

@@ -26,7 +26,7 @@ from bdia_exp.samplers import inversion
 from bdia_exp.samplers.core import Counted, Grid
 from bdia_exp.samplers.fixedpoint import quantise, value
 from bdia_exp.samplers.inversion import STATES, Inversion, Kept
-from bdia_exp.sources import prompts
+from bdia_exp.sources import checkpoints, prompts
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import Folder, contact_sheet
@@ -98,10 +98,18 @@ class Trip:
     @property
     def done(self) -> bool:
         """Whether an earlier run made all results; prints a message if so."""
-        whole = self.command != "invert" or (self.run.root / STATES_FILE).exists()
-        if found := self.run.complete and whole:
+        if found := self.run.complete and self._whole:
             say(f"{self.run.root} is complete: nothing to do")
         return found
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the states or images that a complete run wrote are there."""
+        root = self.run.root
+        if self.command != "invert":
+            return Folder(root).has(range(len(self.images)))
+        file, sha256 = root / STATES_FILE, self.run.before.get("states_sha256")
+        return file.is_file() and checkpoints.sha256(file) == sha256
 
     @cached_property
     def model(self) -> Model:

@@ -17,6 +17,7 @@ from bdia_exp.store import archives, listings
 from bdia_exp.store.archives import shown
 from bdia_exp.store.arrays import Array, Arrays
 from bdia_exp.store.listings import Listing
+from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import PIXELS, as_tensor, on_white, read_picture, to_pil
 
 THREADS = min(8, os.cpu_count() or 1)  # to decode images; PIL releases Python's lock
@@ -65,6 +66,7 @@ class ImageSet:
         if not (path.is_dir() or path.is_file()):  # to read a pipe would wait for ever
             raise UserError(f"{path} is a pipe or a device: give a file or a folder")
         self.path = _of_run(path)
+        self._run = Manifest(path, "images") if self.path != path else None
         try:
             self._open(self.path)
         except OSError as error:
@@ -192,7 +194,13 @@ class ImageSet:
     def _read_one(self, row: int, upright: bool) -> tuple[Tensor, bool]:
         name = self._names[row]
         try:
-            image, transparent = read_picture(self._bytes(name), upright=upright)
+            data = self._bytes(name)
+            if self._run and not self._run.has_name(name, data):
+                raise UserError(
+                    f"{self.path}: {shown(name)} is not an image that this run wrote: remove it if "
+                    "it is yours, and run the same `sample` again"
+                )
+            image, transparent = read_picture(data, upright=upright)
             return self._fitted(image), transparent
         except OSError as error:
             raise UserError(

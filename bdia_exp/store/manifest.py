@@ -29,6 +29,15 @@ class Manifest:
         """Whether the run wrote exactly these bytes for this seed."""
         return _line(seed, data) in self._lines
 
+    def has_name(self, name: str, data: bytes) -> bool:
+        """The same for a file's name, such as 000000/000017.png."""
+        seed = Path(name).stem
+        return seed.isascii() and seed.isdigit() and self.has(int(seed), data)
+
+    def __len__(self) -> int:
+        """The number of lines; 0 for a run of an earlier release, which has no list."""
+        return len(self._lines)
+
     def add(self, written: Mapping[int, bytes]) -> None:
         """Lists files that were just written: seed → bytes. Waits until the disk has the list."""
         new = {_line(seed, data) for seed, data in written.items()} - self._lines

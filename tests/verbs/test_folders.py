@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from bdia_exp import batching
+from bdia_exp.cli.configs import call
 from bdia_exp.errors import UserError
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.runs import RunFolder
@@ -131,6 +132,24 @@ def test_a_list_that_is_cut_off_costs_only_the_images_it_lacks(out, four):
     assert sample(out, *RUN)["sampled"] == 2
     assert (out / "images.csv").read_text() == lines
     assert pngs(out) == four
+
+
+def test_an_image_that_the_run_did_not_write_is_not_scored(out):
+    foreign(out / ONE)
+    with pytest.raises(UserError, match=r"000001\.png is not an image that this run wrote"):
+        ImageSet(out).read(range(4))
+
+
+def test_a_damaged_image_of_a_complete_edit_is_made_again(runs, tmp_path):
+    words = [f"images={runs['folder']}", "to=3", "nfe=2", "limit=2", "device=cpu"]
+    call("edit", [*words, f"out={tmp_path}"])
+    before = pngs(tmp_path)
+    time = (tmp_path / "record.json").stat().st_mtime_ns
+    call("edit", [*words, f"out={tmp_path}"])
+    assert (tmp_path / "record.json").stat().st_mtime_ns == time
+    flipped(tmp_path / ONE)
+    call("edit", [*words, f"out={tmp_path}"])
+    assert pngs(tmp_path) == before
 
 
 # -- zips and latents ----------------------------------------------------------------------------

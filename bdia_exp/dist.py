@@ -34,7 +34,15 @@ REMIND = 60.0
 
 def in_torchrun() -> bool:
     """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _whole("WORLD_SIZE", "1") > 1
+
+
+def _whole(name: str, default: str) -> int:
+    """The whole number in an environment variable, as a launcher sets it."""
+    text = os.environ.get(name) or default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UserError(f"the environment variable {name}={text} must be a whole number: unset it")
+    return int(text)
 
 
 def launch(processes: int, words: Sequence[str]) -> int:
@@ -148,7 +156,7 @@ def world() -> int:
 
 def local_rank() -> int:
     """This process's number on its own machine: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _whole("LOCAL_RANK", "0")
 
 
 def barrier() -> None:

@@ -17,7 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bdia_exp.cli.calls import bound, check, require_own
-from bdia_exp.cli.files import CONFIGS, about, commands, groups, groups_of, options, text_of
+from bdia_exp.cli.files import (
+    CONFIGS,
+    about,
+    commands,
+    groups,
+    groups_of,
+    options,
+    positional,
+    text_of,
+)
 from bdia_exp.cli.words import expand, require_overrides
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.jobs.asked import Choice, Overrides, as_key, hints_of
@@ -170,6 +179,9 @@ def settings(command: str, overrides: list[str]) -> Any:
         raise UserError(f"give {key}=; see `bdia-exp {command} --help`") from None
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"the configuration cannot be built: {_first_line(error)}") from None
+    first = positional(command)
+    if first and given.get(first) == "":
+        raise UserError(f"give {first}=; see `bdia-exp {command} --help`")
     check(asks, given)
     return asks(**given)
 

@@ -49,6 +49,8 @@ def require_overrides(command: str, words: list[str]) -> None:
             )
         if not equals:
             raise UserError(_not_a_pair(command, words, place))
+        if not KEY.fullmatch(head):
+            raise UserError(f"there is no key {head!r}; see `bdia-exp {command} --help`")
 
 
 def _is_utf8(word: str) -> bool:
@@ -62,6 +64,9 @@ def _is_utf8(word: str) -> bool:
 def _not_a_pair(command: str, words: list[str], place: int) -> str:
     """Why a word has no `=`: it is often the rest of a text that was not quoted."""
     told = f"{words[place]!r} is not of the form key=value"
+    first = positional(command)
+    if first and first not in map(key_of, words):
+        return f"{told}; put it first, or write {first}={words[place]}"
     if place:
         rest = takewhile(lambda word: "=" not in word, words[place:])
         key, _, value = words[place - 1].partition("=")

@@ -2,7 +2,7 @@
 
 A table has rows and columns of overrides. A cell is one number: one row with one column. It is
 measured by one run of `sample`, or by several with different seeds: EDM's protocol uses three
-ranges of 50,000 seeds and reports the smallest FID.
+ranges of 50,000 seeds and reports the smallest FID; the tables show the mean first.
 """
 
 import re
@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from bdia_exp.console import positive
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, same_score
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of
+from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
 
@@ -53,6 +56,44 @@ class Cell:
 def _scored(record: Record) -> bool:
     """Whether this is the record of a complete run with its score."""
     return bool(record.get("complete")) and {"score", "identity"} <= record.keys()
+
+
+EXPERIMENT: dict[str, type] = {"name": str, "title": str, "images": int, "tables": list}
+TABLE: dict[str, type] = {"name": str, "title": str, "axis": str, "rows": dict, "columns": dict}
+"""The keys that an experiment and each of its tables must have, and the types of their values."""
+OPTIONAL: dict[str, type] = {
+    **{"common": list, "settings": list, "repeats": int, "report": str},
+    **{"published": dict, "match": dict},
+}
+"""Other keys of an experiment or a table."""
+
+
+def require_experiment(experiment: Record) -> None:
+    """Raises UserError, naming the key, unless this is an experiment as in configs/experiment."""
+    _require_keys("experiment", experiment, EXPERIMENT)
+    positive("experiment.images", experiment["images"], MOST_SEEDS)
+    _require_overrides("experiment.settings", experiment.get("settings") or [])
+    for place, table in enumerate(experiment["tables"]):
+        where = f"experiment.tables.{place}"
+        _require_keys(where, table, TABLE)
+        _require_overrides(where, [*experiment.get("common", []), *table.get("common", [])])
+        for label, words in (*table["rows"].items(), *table["columns"].items()):
+            _require_overrides(f"{where}: {label}", words)
+
+
+def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
+    if not isinstance(node, dict):
+        raise UserError(f"{where} must have the keys {', '.join(needed)}")
+    for key, kind in (OPTIONAL | needed).items():
+        value = node.get(key)
+        absent_is_fine = key not in needed and value is None
+        if not absent_is_fine and (type(value) is not kind or (key in needed and not value)):
+            raise UserError(f"{where}.{key} must be {kind.__name__}, not {value!r}")
+
+
+def _require_overrides(where: str, words: Any) -> None:
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{where}: {words} must be a list of overrides, such as [sampler=ddim]")
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:

@@ -10,7 +10,8 @@ Drawn = dict[str, Any]
 
 REPORTS = {
     "mean": "their mean ± standard deviation",
-    "min": "the least of them, as EDM's protocol has it, and mean ± standard deviation",
+    "min": "their mean ± standard deviation, and in brackets the least of them, which EDM's "
+    "protocol reports",
 }
 """How a cell with several runs is described."""
 
@@ -22,15 +23,15 @@ def collect(
 ) -> Drawn:
     """The cells of an experiment, by (table, row, column), in the order of its tables.
 
-    A cell has one run, or several with different seeds. Its `fid` is their mean, or the smallest
-    with report="min". `fid_sd` is None for a single run.
+    A cell has one run, or several with different seeds. Its `fid` is their mean. With report="min"
+    the smallest one is shown beside it, `fid_min`. `fid_sd` is None for a single run.
     """
     everywhere = [*experiment.get("settings", []), *experiment.get("common", [])]
     drawn = []
     for table in experiment["tables"]:
         usual = _model([*everywhere, *table.get("common", [])])
         cells = [
-            _cell(table, row, column, runs, report, usual)
+            _cell(table, row, column, runs, usual)
             for row in table["rows"]
             for column in map(str, table["columns"])
             if (runs := records.get((table["name"], row, column)))
@@ -58,7 +59,6 @@ def _cell(
     row: str,
     column: str,
     runs: Sequence[Any],
-    report: str,
     usual: str | None,
 ) -> dict[str, Any]:
     """One cell from the records of its runs. `usual` is the model of the published numbers."""
@@ -70,15 +70,17 @@ def _cell(
     return {
         "row": row,
         "column": column,
-        "fid": min(fids) if report == "min" else fmean(fids),
+        "fid": fmean(fids),
         "fids": fids,
         "fid_mean": fmean(fids),
+        "fid_min": min(fids),
         "fid_sd": stdev(fids) if len(fids) > 1 else None,
         "seeds": [run["identity"]["seeds"] for run in runs],
         "label_accuracy": _mean(runs, "label_accuracy"),
         "clip_score": _mean(runs, "clip_score"),
         "images": first["score"]["images"],
         "nfe": first["nfe"],
+        "gamma": first.get("config", {}).get("sampler", {}).get("gamma"),
         "note": first["score"]["note"],
         "reference": first["config"]["reference"],
         "images_per_second": first["images_per_second"],
@@ -148,6 +150,9 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
+    gammas = {(c["row"], c["gamma"]) for c in cells if c["gamma"] and "γ" not in c["row"]}
+    if gammas:
+        sentences.append(" and ".join(f"{row} has γ = {gamma:g}" for row, gamma in sorted(gammas)))
     references = sorted({cell["reference"] for cell in cells})
     if len(references) > 1:
         sentences.append(f"**not comparable**: scored against {' and '.join(references)}")
@@ -169,14 +174,12 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tu
         text = f"{cell['fid']:.3f}"
         if cell["fid"] == best[cell["column"]]:
             text = f"**{text}**"
+        least = cell["fid_min"] if report == "min" and cell["fid_sd"] is not None else None
         if cell["fid_sd"] is not None:
-            spread = f"± {cell['fid_sd']:.3f}"
-            text += f" [{cell['fid_mean']:.3f} {spread}]" if report == "min" else f" {spread}"
-        if cell["published"] is not None:
-            text += f" (published {cell['published']}, {cell['fid'] - cell['published']:+.2f}"
-            if cell["fid"] != cell["fid_mean"]:
-                text += f", the mean {cell['fid_mean'] - cell['published']:+.2f}"
-            text += ")"
+            text += f" ± {cell['fid_sd']:.3f}" + (f" [{least:.3f}]" if least is not None else "")
+        if (published := cell["published"]) is not None:
+            text += f" (published {published}, {cell['fid'] - published:+.2f}"
+            text += f" [{least - published:+.2f}])" if least is not None else ")"
         texts[key] = text
     return texts
 

@@ -40,6 +40,7 @@ class Reproducing(Asked):
 
     def check(self) -> None:
         super().check()
+        experiments.require_experiment(self.experiment)
         report_of(self.experiment, self.report)
         for key in ("batch", "repeats", "limit"):
             positive(key, getattr(self, key))

@@ -24,6 +24,7 @@ class TableDrawing(Asked):
 
     def check(self) -> None:
         super().check()
+        experiments.require_experiment(self.experiment)
         report_of(self.experiment, self.report)
 
 

@@ -64,12 +64,32 @@ def test_several_seed_ranges_give_the_mean_and_its_spread():
     assert "3 seed ranges: their mean ± standard deviation" in text
 
 
-def test_the_least_of_several_seed_ranges_is_edm_s_protocol():
+def test_the_least_of_several_seed_ranges_stands_beside_their_mean():
     drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
-    assert drawn["tables"][0]["cells"][0]["fid"] == 2.0
+    cell = drawn["tables"][0]["cells"][0]
+    assert (cell["fid"], cell["fid_min"]) == (3.0, 2.0)
     text = tables.markdown(drawn)
-    assert "**2.000** [3.000 ± 1.000] (published 3.25, -1.25, the mean -0.25)" in text
-    assert "the least of them" in text
+    assert "**3.000** ± 1.000 [2.000] (published 3.25, -0.25 [-1.25])" in text
+    assert "in brackets the least of them, which EDM's protocol reports" in text
+
+
+def test_the_best_of_a_column_is_that_with_the_least_mean():
+    luckier = [record(fid, 5, None) for fid in (1.0, 9.0)]
+    text = tables.markdown(
+        tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES, ("t", "B", "5"): luckier}, "min")
+    )
+    assert "| A | **3.000** ± 1.000 [2.000]" in text
+    assert "| B | 5.000 ± 5.657 [1.000] |" in text
+
+
+def test_a_gamma_that_the_row_does_not_name_is_told():
+    with_gamma = {**record(2.0, 9), "config": {"reference": "r.npz", "sampler": {"gamma": 0.5}}}
+    told = tables.markdown(tables.collect(EXPERIMENT, {("t", "A", "9"): [with_gamma]}))
+    assert "A has γ = 0.5." in told
+    rows = {"A γ=0.5": [], "B": []}
+    named = {**EXPERIMENT, "tables": [{**EXPERIMENT["tables"][0], "rows": rows}]}
+    found = {("t", "A γ=0.5", "9"): [with_gamma], ("t", "B", "5"): [record(4.0, 5)]}
+    assert "has γ" not in tables.markdown(tables.collect(named, found))
 
 
 def test_fewer_images_than_the_published_numbers_are_pointed_out():

@@ -31,7 +31,9 @@ def _whole(name: str, default: str) -> int:
     """The whole number in an environment variable, as a launcher sets it."""
     text = os.environ.get(name) or default
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UserError(f"the environment variable {name}={text} must be a whole number: unset it")
+        raise UserError(
+            f"the environment variable {name}={text} must be a whole number, as torchrun sets it"
+        )
     return int(text)
 
 
@@ -91,7 +93,10 @@ def start(device: str = "cpu") -> None:
     on_cuda = device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(local_rank())
-    td.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        td.init_process_group("nccl" if on_cuda else "gloo")
+    except ValueError as error:
+        raise UserError(f"the processes cannot meet ({error}): use torchrun or -p") from None
 
 
 def stop() -> None:

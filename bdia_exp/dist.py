@@ -31,9 +31,7 @@ def _whole(name: str, default: str) -> int:
     """The whole number in an environment variable, as a launcher sets it."""
     text = os.environ.get(name) or default
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UserError(
-            f"the environment variable {name}={text} must be a whole number, as torchrun sets it"
-        )
+        raise UserError(f"the environment variable {name}={text[:40]} must be a whole number")
     return int(text)
 
 

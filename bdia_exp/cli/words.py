@@ -144,13 +144,15 @@ def _override(word: str, kinds: dict[str, Any]) -> str:
     kind = _kind(word, kinds)
     if not equals or value == "null":
         return word
+    if "${" in value and not (_may_be(kind, Phrase) or _may_be(kind, Overrides)):
+        return word  # made from other keys: out=runs/${nfe}
     if _may_be(kind, Phrase) or _may_be(kind, Overrides):
         is_class = _may_be(kind, int) and value.isdecimal()
         return word if is_class else f"{head}={quoted(value)}"
     if value[:1] == "[" and _may_be(kind, list):
         return f"{head}={_list(word, value)}"
     types = {getattr(one, "__supertype__", one) for one in (typing.get_args(kind) or (kind,))}
-    if types - {type(None)} == {str} and not re.match(r"""\$\{|['"]""", value):
+    if types - {type(None)} == {str} and value[:1] not in ("'", '"'):
         return f"{head}={quoted(value)}"  # also out=2024, which is no number
     return literal(word)
 
@@ -192,14 +194,17 @@ def _choices(word: str, kinds: dict[str, Any]) -> list[str]:
 
 
 def _in_own_folders(runs: list[list[str]], choices: list[list[str]]) -> list[list[str]]:
-    """The same runs; if they share one `out=`, each gets a folder below it, named by its values."""
+    """The same runs; if they share one `out=`, each gets a folder below it, named by its values.
+
+    With an `out=` that is made from other keys, such as runs/${nfe}, the user names the folders.
+    """
     outs = [i for i, words in enumerate(choices) if key_of(words[0]) == "out"]
     if len(runs) < 2 or not outs or len(choices[outs[-1]]) > 1:
         return runs
     swept = [i for i, words in enumerate(choices) if len(words) > 1]
     for run in runs:
         value = run[outs[-1]].partition("=")[2].strip("'")
-        if value not in ("", "null"):
+        if value not in ("", "null") and "${" not in value:
             path = _below(Path(value), ",".join(run[i] for i in swept))
             run[outs[-1]] = f"out={quoted(path)}"
     return runs

@@ -111,7 +111,9 @@ class Grey:
 @pytest.mark.quick
 def test_reference_and_evaluate_of_a_set_of_mixed_sizes(photos, tmp_path, monkeypatch, capsys):
     """Through the verbs, from a published zip: the score is that of images resized by hand."""
-    monkeypatch.setattr(checkpoints, "locate", lambda n: photos if n == "fetch:v.zip" else Path(n))
+    monkeypatch.setattr(
+        checkpoints, "locate", lambda n, *_: photos if n == "fetch:v.zip" else Path(n)
+    )
     words = ["images=fetch:v.zip", "resize=32", "batch=16", "device=cpu"]
     asked = settings("reference", [*words, f"out={tmp_path / 'r.npz'}"])
     verb("reference").function(replace(asked, features=Choice("grey", {}, Grey)))

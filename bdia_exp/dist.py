@@ -41,7 +41,7 @@ def _whole(name: str, default: str) -> int:
     """The whole number in an environment variable, as a launcher sets it."""
     text = os.environ.get(name) or default
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UserError(f"the environment variable {name}={text} must be a whole number: unset it")
+        raise UserError(f"the environment variable {name}={text[:40]} must be a whole number")
     return int(text)
 
 
@@ -104,8 +104,11 @@ def start(device: str = "cpu") -> None:
     on_cuda = device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(local_rank())
-    with _together():
-        td.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
+    try:
+        with _together():
+            td.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
+    except ValueError as error:
+        raise UserError(f"the processes cannot meet ({error}): use torchrun or -p") from None
 
 
 def _end_with(launcher: int) -> None:

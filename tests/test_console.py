@@ -48,6 +48,13 @@ def test_a_launcher_s_environment_is_checked(text, monkeypatch):
         dist.in_torchrun()
 
 
+def test_a_process_without_a_rank_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(UserError, match=r"the processes cannot meet .*: use torchrun or -p"):
+        dist.start()
+
+
 def test_names_that_contain_the_word_come_first():
     known = ["cbdia", "bdia_edm", "bdia_ddim", "ddim"]
     assert nearest("bdia", known) == "; did you mean 'bdia_ddim', 'bdia_edm' or 'cbdia'?"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
+from bdia_exp.jobs.settings import full_name
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
 from tests.verbs.running import QUICK, pngs, sample
@@ -46,6 +48,35 @@ def test_record_says_what_was_run(whole):
     rng = torch.Generator().manual_seed(17)
     torch.randn(1, 32, 32, generator=rng)
     assert labels["000000/000017.png"] == int(torch.randint(10, (), generator=rng))
+
+
+def test_a_default_folder_has_gamma_in_its_name_and_earlier_names_are_found(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["nfe=1", "images=1", "device=cpu", "sampler=bdia_ddim", "sampler.gamma=0.5"]
+    record = call("sample", words)
+    assert record["gamma"] == [0.5]
+    (folder,) = (tmp_path / "runs/fashion_mini").iterdir()
+    assert re.fullmatch(r"bdia_ddim-gamma0\.5-nfe1-[0-9a-f]{8}", folder.name)
+    assert "1 images, bdia_ddim-gamma0.5, nfe 1" in capsys.readouterr().out
+    folder.rename(folder.with_name(folder.name.replace("-gamma0.5", "")))
+    call("sample", words)
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    assert len([*(tmp_path / "runs/fashion_mini").iterdir()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sampler=ddim"], "ddim"),
+        (["sampler=leapfrog"], "leapfrog"),
+        (["sampler=cbdia"], "cbdia-gamma0.04,0.96"),
+        (["sampler=bdia_edm", "sampler.gamma=0.123456789"], "bdia_edm-gamma0.123457"),
+    ],
+)
+def test_the_name_of_a_sampler_has_every_gamma(words, name):
+    assert full_name(settings("sample", words).sampler) == name
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])

@@ -36,8 +36,9 @@ METRICS = ("fid", "kid", "prc", "isc", "clip")
 class Score:
     """Extracts the features of images once, for all metrics. The images are not kept.
 
-    `keep` keeps every image's features; kid, prc and isc imply it. With `resize`, the images are
-    first made `squares` of this many pixels. `blocks` is 1 for a reference. `clip` is the place of the CLIP model for the metric
+    `keep` keeps every image's features; kid, prc and isc imply it. `blocks` divides the images by
+    their keys for the interval of the FID; 1 is for a reference. With `resize`, the images are
+    first made `squares` of this many pixels. `clip` is the place of the CLIP model for the metric
     clip. Under torchrun every rank updates with its own images and all ranks get the same result.
 
     Raises UserError for an unknown metric, or if the reference was made with other features or at

@@ -21,9 +21,9 @@ class FeatureMoments(Metric):
 
     `update(features [B, dim], keys)` adds a batch; `compute()` returns the `Statistics` of all
     batches on all ranks, and raises UserError for fewer than two images or features that are not
-    finite. With `blocks` more than 1 the sums are kept for each block of images, those with equal
-    keys (seeds or positions) modulo `blocks`, for `without_blocks`. Memory is blocks · dim² numbers,
-    for any number of images.
+    finite. There are separate sums for each of the `blocks` of images, those with equal keys (seeds
+    or positions) modulo `blocks`, for `without_blocks`. Memory is blocks · dim² numbers, for any
+    number of images.
 
     Sums are about zero, not about the mean, so they can be added over ranks. The rounding error of
     the covariance grows by (mean/std)²: it is below 1e-9 for a mean of 1000 std in float64.

@@ -189,6 +189,15 @@ def gather(value) -> list:
     return out
 
 
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks, on every rank."""
+    found = tensor.clone()
+    if td.is_initialized():
+        with _together():
+            td.all_reduce(found)
+    return found
+
+
 def average_(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor, in place, by its mean over the ranks, with one message in total."""
     if not td.is_initialized():

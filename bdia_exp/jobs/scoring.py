@@ -39,7 +39,7 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
         score.compare_with(Statistics.load(path))
         return score
     keep = bool({"kid", "prc"} & {*score.metrics})
-    real = Score(extractor, None, keep=keep, resize=asked.resize)
+    real = Score(extractor, None, keep=keep, blocks=1, resize=asked.resize)
     found = image_set(str(path))
     score_set(real, found, len(found), batch)
     score.compare_with(real.statistics())

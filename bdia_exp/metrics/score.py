@@ -10,7 +10,13 @@ from bdia_exp import dist
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.clip import Clip
 from bdia_exp.metrics.features import Extractor, label_accuracy
-from bdia_exp.metrics.frechet import frechet_distance, rank, require_enough
+from bdia_exp.metrics.frechet import (
+    BLOCKS,
+    frechet_distance,
+    frechet_distances,
+    rank,
+    require_enough,
+)
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.samples import (
@@ -30,7 +36,8 @@ METRICS = ("fid", "kid", "prc", "isc", "clip")
 class Score:
     """Extracts the features of images once, for all metrics. The images are not kept.
 
-    `keep` keeps every image's features; kid, prc and isc imply it. With `resize`, the images are
+    `keep` keeps every image's features; kid, prc and isc imply it. `blocks` divides the images by
+    their keys for the interval of the FID; 1 is for a reference. With `resize`, the images are
     first made `squares` of this many pixels. `clip` is the place of the CLIP model for the metric
     clip. Under torchrun every rank updates with its own images and all ranks get the same result.
 
@@ -45,6 +52,7 @@ class Score:
         metrics: Sequence[str] = ("fid",),
         *,
         keep: bool = False,
+        blocks: int = BLOCKS,
         resize: int | None = None,
         clip: str | None = None,
     ):
@@ -72,7 +80,7 @@ class Score:
             self.compare_with(reference)
         self.note = extractor.note + (f"; images resized to {resize} pixels" if resize else "")
         # The sums are on the extractor's device, where NCCL adds them over the ranks.
-        self.moments = FeatureMoments(extractor.dim).to(extractor.device)
+        self.moments = FeatureMoments(extractor.dim, blocks).to(extractor.device)
         self.samples = FeatureSamples() if keep or {"kid", "prc", "isc"} & {*metrics} else None
         self.labels: set[int] = set()  # the smallest and the largest that were given
         self.accuracy = None
@@ -128,7 +136,7 @@ class Score:
         seen = squares(images, self.resize) if self.resize else images
         assert isinstance(seen, Tensor)
         features, logits = self.extractor(seen)
-        self.moments.update(features)
+        self.moments.update(features, keys)
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
         if self.accuracy is not None and logits is not None and labels is not None:
@@ -162,6 +170,9 @@ class Score:
             "note": self.note,
             "resize": self.resize,
         }
+        if found.count and found.count * (BLOCKS - 1) // BLOCKS > found.dim + 1:
+            parts = frechet_distances(self.moments.without_blocks(), self.reference)
+            numbers["fid_without_block"] = parts
         if self.samples is not None:
             features, logits = self.samples.compute()
             if self.reference.features is not None:
@@ -193,25 +204,6 @@ class Score:
     def _are_classes(self, labels: set[int]) -> bool:
         """Whether all labels are classes of the extractor."""
         return all(0 <= label < (self.extractor.classes or 0) for label in labels)
-
-    @staticmethod
-    def sentence(numbers: dict[str, Any]) -> str:
-        """The numbers as lines to print."""
-        lines = [f"FID {numbers['fid']:.4f} ({numbers['images']} images; {numbers['note']})"]
-        if "label_accuracy" in numbers:
-            lines[0] += f", label accuracy {100 * numbers['label_accuracy']:.2f} %"
-        if "kid" in numbers:
-            lines.append(f"KID {numbers['kid']:.6f} ± {numbers['kid_std']:.6f}")
-        if "precision" in numbers:
-            lines.append(f"precision {numbers['precision']:.4f}, recall {numbers['recall']:.4f}")
-        if "isc" in numbers:
-            what = "Inception Score" if numbers["comparable_to_inception"] else "classifier score"
-            lines.append(f"{what} {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
-        if "clip_score" in numbers:
-            lines.append(f"CLIP score {numbers['clip_score']:.2f} ({numbers['clip']})")
-        if "warning" in numbers:
-            lines.append(f"warning: {numbers['warning']}")
-        return "\n".join(lines)
 
 
 def _require_same_features(extractor: Extractor, reference: Statistics) -> None:

@@ -3,6 +3,7 @@
 Import this module only where it is used: torchmetrics takes seconds to import.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bdia_exp import dist
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
 
@@ -17,9 +19,11 @@ from bdia_exp.metrics.moments import Statistics
 class FeatureMoments(Metric):
     """Count, Σ f and Σ f fᵀ of features, summed in float64 [EDM fid].
 
-    `update(features [B, dim])` adds a batch; `compute()` returns the `Statistics` of all batches
-    on all ranks, and raises UserError for fewer than two images or features that are not finite.
-    Memory is dim² numbers, for any number of images.
+    `update(features [B, dim], keys)` adds a batch; `compute()` returns the `Statistics` of all
+    batches on all ranks, and raises UserError for fewer than two images or features that are not
+    finite. There are separate sums for each of the `blocks` of images, those with equal keys (seeds
+    or positions) modulo `blocks`, for `without_blocks`. Memory is blocks · dim² numbers, for any
+    number of images.
 
     Sums are about zero, not about the mean, so they can be added over ranks. The rounding error of
     the covariance grows by (mean/std)²: it is below 1e-9 for a mean of 1000 std in float64.
@@ -32,25 +36,45 @@ class FeatureMoments(Metric):
     total: Tensor
     outer: Tensor
 
-    def __init__(self, dim: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        zeros = torch.zeros(dim, dtype=torch.float64)
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self, dim: int, blocks: int = 1, **kwargs: Any):
+        super().__init__(dist_sync_fn=lambda state, group=None: [dist.total(state)], **kwargs)
+        self.blocks = blocks
+        zeros = torch.zeros(blocks, dim, dtype=torch.float64)
+        self.add_state("count", torch.zeros(blocks, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", zeros, dist_reduce_fx="sum")
-        self.add_state("outer", zeros.outer(zeros), dist_reduce_fx="sum")
+        self.add_state("outer", zeros.new_zeros(blocks, dim, dim), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor) -> None:
+    def update(self, features: Tensor, keys: Sequence[int] | None = None) -> None:
         f = features.detach().to(self.outer)
-        self.count += len(f)
-        self.total += f.sum(0)
-        self.outer += f.T @ f
+        block = torch.tensor([key % self.blocks for key in keys or [0] * len(f)])
+        for b in block.unique().tolist():
+            of_block = f[(block == b).to(f.device)]
+            self.count[b] += len(of_block)
+            self.total[b] += of_block.sum(0)
+            self.outer[b] += of_block.T @ of_block
 
     def compute(self) -> Statistics:
-        n = int(self.count)
-        if n < 2:
-            raise UserError(f"a covariance needs at least 2 images; there are {n}")
-        mean = self.total.cpu().numpy() / n
-        cov = (self.outer.cpu().numpy() - n * np.outer(mean, mean)) / (n - 1)
-        if not np.isfinite(cov).all():
-            raise UserError("the features hold NaN or infinity: the images or the network are bad")
-        return Statistics(mean, cov, n)
+        return _statistics(self.count.sum(), self.total.sum(0), self.outer.sum(0))
+
+    def without_blocks(self) -> Iterator[Statistics]:
+        """The statistics of all batches on all ranks without each of the blocks, one by one.
+
+        All ranks must use it together.
+        """
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            sums = self.count, self.total, self.outer
+            whole = [of_blocks.sum(0) for of_blocks in sums]
+            for b in range(self.blocks):
+                rest = (w - of_blocks[b] for w, of_blocks in zip(whole, sums, strict=True))
+                yield _statistics(*rest)
+
+
+def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
+    n = int(count)
+    if n < 2:
+        raise UserError(f"a covariance needs at least 2 images; there are {n}")
+    mean = total.cpu().numpy() / n
+    cov = (outer.cpu().numpy() - n * np.outer(mean, mean)) / (n - 1)
+    if not np.isfinite(cov).all():
+        raise UserError("the features hold NaN or infinity: the images or the network are bad")
+    return Statistics(mean, cov, n)

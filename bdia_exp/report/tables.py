@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from bdia_exp.report.statistics import Interval, difference, interval, mean, verdict
+
 Drawn = dict[str, Any]
 """An experiment's tables as plain data: the contents of tables.json, also used for the figures."""
 
@@ -75,6 +77,7 @@ def _cell(
         "fid_mean": fmean(fids),
         "fid_min": min(fids),
         "fid_sd": stdev(fids) if len(fids) > 1 else None,
+        "fid_without_block": [run["score"].get("fid_without_block") for run in runs],
         "seeds": [run["identity"]["seeds"] for run in runs],
         "label_accuracy": _mean(runs, "label_accuracy"),
         "clip_score": _mean(runs, "clip_score"),
@@ -113,7 +116,7 @@ def _model(overrides: Sequence[str]) -> str | None:
 
 
 def markdown(drawn: Drawn) -> str:
-    """Every table as Markdown. Lower FID is better; the best of each column is bold."""
+    """Every table as Markdown. Lower FID is better; bold as `_best` decides."""
     parts = [f"# {drawn['title']}"]
     for table in drawn["tables"]:
         cells = {(cell["row"], cell["column"]): cell for cell in table["cells"]}
@@ -122,6 +125,9 @@ def markdown(drawn: Drawn) -> str:
         parts.append(f"## {table['title']}")
         parts.append(_about(drawn, table["cells"]))
         parts.append(_grid(table, cells, "FID", _fid_texts(table, cells, drawn["report"])))
+        first = table["rows"][0]
+        if differences := _differences(first, cells):
+            parts.append(_grid(table, cells, f"FID minus that of {first}", differences))
         for key, what, told in BESIDE:
             found = {place: cell.get(key) for place, cell in cells.items()}
             texts = {place: told(n) for place, n in found.items() if n is not None}
@@ -147,6 +153,11 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     ):
         how_many = " or ".join(f"{n:,}" for n in repeated)
         sentences.append(f"**only {how_many} captions**, drawn from again and again")
+    if all(parts for cell in cells for parts in cell["fid_without_block"]):
+        sentences.append(
+            "± is half of the 95 % interval over seeds; differences are paired by seed; bold: not "
+            "shown to be worse than the least of the column"
+        )
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
@@ -165,14 +176,13 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tuple[str, str], str]:
-    best = {
-        column: min((c["fid"] for c in cells.values() if c["column"] == column), default=None)
-        for column in table["columns"]
-    }
+    best = {key for column in table["columns"] for key in _best(column, cells)}
     texts = {}
     for key, cell in cells.items():
         text = f"{cell['fid']:.3f}"
-        if cell["fid"] == best[cell["column"]]:
+        if len(cell["fids"]) == 1 and (own := _interval(cell)):
+            text = str(own)
+        if key in best:
             text = f"**{text}**"
         least = cell["fid_min"] if report == "min" and cell["fid_sd"] is not None else None
         if cell["fid_sd"] is not None:
@@ -181,6 +191,47 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tu
             text += f" (published {published}, {cell['fid'] - published:+.2f}"
             text += f" [{least - published:+.2f}])" if least is not None else ")"
         texts[key] = text
+    return texts
+
+
+def _interval(cell: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Interval | None:
+    """The interval of a cell's FID, or of its paired difference from another cell's.
+
+    None if a record lacks the parts, as older ones do, or if the two have other seeds.
+    """
+    parts = cell["fid_without_block"]
+    if other is None:
+        found = [interval(*one) for one in zip(cell["fids"], parts, strict=True) if one[1]]
+    elif cell["seeds"] == other["seeds"]:
+        runs = zip(cell["fids"], parts, other["fids"], other["fid_without_block"], strict=True)
+        found = [difference(*one) for one in runs if one[1] and one[3]]
+    else:
+        return None
+    return mean(found) if len(found) == len(parts) else None
+
+
+def _best(column: str, cells: Mapping) -> list[tuple[str, str]]:
+    """The cells of a column that are not shown to be worse than the one with the least FID.
+
+    None if there is nothing to compare, or if a comparison is not possible.
+    """
+    found = {key: cell for key, cell in cells.items() if cell["column"] == column}
+    if len(found) < 2:
+        return []
+    least = min(found.values(), key=lambda cell: cell["fid"])
+    compared = {key: _interval(cell, least) for key, cell in found.items()}
+    if None in compared.values():
+        return []
+    return [key for key, one in compared.items() if one and verdict(one) != "worse"]
+
+
+def _differences(first: str, cells: Mapping) -> dict[tuple[str, str], str]:
+    """The paired difference of each cell from that of the first row, and what it shows."""
+    texts = {}
+    for (row, column), cell in cells.items():
+        base = cells.get((first, column))
+        if base and row != first and (found := _interval(cell, base)):
+            texts[row, column] = f"{found.value:+.3f} ± {found.half_width:.3f}, {verdict(found)}"
     return texts
 
 

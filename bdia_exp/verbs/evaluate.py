@@ -15,7 +15,7 @@ from bdia_exp.jobs.scoring import (
 )
 from bdia_exp.jobs.settings import Computing, Scoring
 from bdia_exp.metrics.clip import prompts_of
-from bdia_exp.metrics.score import Score
+from bdia_exp.report import scores
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
@@ -53,7 +53,7 @@ def evaluate(asked: Evaluating) -> Record:
         "config": asked.plain(),
     }
     say(f"{found.path} against {asked.reference}")
-    say(Score.sentence(record["score"]))  # first: the numbers are not lost if the disk is full
+    say(scores.sentence(record["score"]))  # first: the numbers are not lost if the disk is full
     if file and dist.rank() == 0:
         records.save(file, record)
     return record

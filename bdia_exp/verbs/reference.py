@@ -42,7 +42,7 @@ def reference(asked: ReferenceSet) -> Statistics:
     dist.start(device)
     extractor = asked.features.make(device=device)
     require_enough(count, extractor.dim)
-    scorer = Score(extractor, None, keep=asked.keep, resize=asked.resize)
+    scorer = Score(extractor, None, keep=asked.keep, blocks=1, resize=asked.resize)
     notes = score_set(scorer, found, count, asked.batch)
     statistics = scorer.statistics()
     assert statistics.meta is not None

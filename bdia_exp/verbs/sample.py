@@ -13,8 +13,8 @@ from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_sco
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling, full_name, gammas_of
-from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
+from bdia_exp.report import scores
 from bdia_exp.store.files import save_image
 from bdia_exp.store.images import contact_sheet
 from bdia_exp.store.records import Record
@@ -161,7 +161,7 @@ def _tell(asked: Sampling, run: RunFolder, count: int) -> None:
         f"{record['images_per_second']:.1f} images/s"
     )
     if "score" in record:
-        say(Score.sentence(record["score"]))
+        say(scores.sentence(record["score"]))
 
 
 VERB = Verb(sample, Sampling, parallel=True)

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from bdia_exp.errors import UserError
-from bdia_exp.metrics.frechet import frechet_distance, rank
+from bdia_exp.metrics.frechet import frechet_distance, frechet_distances, rank
 from bdia_exp.metrics.moments import Statistics
 
 D = 12
@@ -102,3 +102,10 @@ def test_a_distance_that_is_not_finite(mean):
     a, b = (Statistics(np.full(D, m), np.eye(D)) for m in (mean, 0))
     with np.errstate(all="ignore"), pytest.raises(UserError, match="not a finite number"):
         frechet_distance(a, b)
+
+
+def test_many_at_once_are_each_as_alone():
+    many = [Statistics(RNG.normal(size=D), covariance()) for _ in range(3)]
+    reference = Statistics(RNG.normal(size=D), covariance())
+    alone = [frechet_distance(one, reference) for one in many]
+    assert frechet_distances(many, reference) == pytest.approx(alone, rel=1e-9)

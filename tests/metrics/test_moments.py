@@ -71,6 +71,17 @@ def test_reset_starts_again():
     assert_equal(metric.compute(), moments([FEATURES]), 0)
 
 
+def test_blocks_are_left_out_by_the_keys_of_the_images():
+    metric = FeatureMoments(7, blocks=3)
+    keys = list(range(1000, 1101))
+    for rows in torch.arange(101).split(8):
+        metric.update(FEATURES[rows], [keys[row] for row in rows])
+    assert_equal(metric.compute(), moments([FEATURES]), 1e-12)
+    for block, found in enumerate(metric.without_blocks()):
+        rest = FEATURES[[row for row, key in enumerate(keys) if key % 3 != block]]
+        assert_equal(found, moments([rest]), 1e-12)
+
+
 def test_one_dimension_keeps_its_shape():
     metric = FeatureMoments(1)
     metric.update(FEATURES[:, :1])

@@ -13,6 +13,7 @@ from bdia_exp.metrics.features import bundled
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.samples import FeatureSamples, inception_score, kid, precision_recall
 from bdia_exp.metrics.score import Score
+from bdia_exp.report import scores
 
 RNG = np.random.default_rng(0)
 
@@ -110,7 +111,7 @@ def test_one_pass_gives_every_metric_whatever_the_order(reference, tmp_path):
     for key in ("kid", "precision", "recall", "isc"):
         assert numbers[0][key] == numbers[1][key]
     assert numbers[0]["fid"] == pytest.approx(numbers[1]["fid"], rel=1e-9)
-    text = Score.sentence(numbers[0])
+    text = scores.sentence(numbers[0])
     assert f"KID {numbers[0]['kid']:.6f}" in text
     assert f"recall {numbers[0]['recall']:.4f}" in text
     assert f"classifier score {numbers[0]['isc']:.4f}" in text

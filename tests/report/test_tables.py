@@ -45,7 +45,7 @@ RECORDS = {
 def test_markdown_shows_measured_beside_published_and_what_is_missing():
     text = tables.markdown(tables.collect(EXPERIMENT, RECORDS))
     assert "| FID, NFE | 5 | 9 |" in text
-    assert "| A | **3.000** (published 3.25, -0.25) | **2.000** |" in text
+    assert "| A | 3.000 (published 3.25, -0.25) | 2.000 |" in text
     assert "| B | 4.000 | – |" in text
     assert "| B | 75.0 % | – |" in text
     assert "1,000 images a run" in text
@@ -60,7 +60,7 @@ def test_several_seed_ranges_give_the_mean_and_its_spread():
     (cell,) = drawn["tables"][0]["cells"]
     assert (cell["fid"], cell["fid_sd"], cell["seeds"]) == (3.0, 1.0, ["0-9", "50-59", "x"])
     text = tables.markdown(drawn)
-    assert "**3.000** ± 1.000 (published 3.25, -0.25)" in text
+    assert "3.000 ± 1.000 (published 3.25, -0.25)" in text
     assert "3 seed ranges: their mean ± standard deviation" in text
 
 
@@ -69,17 +69,52 @@ def test_the_least_of_several_seed_ranges_stands_beside_their_mean():
     cell = drawn["tables"][0]["cells"][0]
     assert (cell["fid"], cell["fid_min"]) == (3.0, 2.0)
     text = tables.markdown(drawn)
-    assert "**3.000** ± 1.000 [2.000] (published 3.25, -0.25 [-1.25])" in text
+    assert "3.000 ± 1.000 [2.000] (published 3.25, -0.25 [-1.25])" in text
     assert "in brackets the least of them, which EDM's protocol reports" in text
 
 
-def test_the_best_of_a_column_is_that_with_the_least_mean():
-    luckier = [record(fid, 5, None) for fid in (1.0, 9.0)]
-    text = tables.markdown(
-        tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES, ("t", "B", "5"): luckier}, "min")
+def with_parts(fid: float, spread: float, shift: float = 0.0, seeds: str = "0-999") -> dict:
+    """A record with the FID without each of four blocks: `spread` is common to all samplers."""
+    found = record(fid, 5, seeds=seeds)
+    parts = [
+        fid + step * spread + sign * shift for step, sign in [(1, 1), (2, -1), (-1, -1), (-2, 1)]
+    ]
+    return {**found, "score": {**found["score"], "fid_without_block": parts}}
+
+
+def drawn(*runs: list[dict]) -> str:
+    """The table of one column with these rows."""
+    table = {**EXPERIMENT["tables"][0], "rows": {key: [] for key in "ABC"}, "published": None}
+    records = {("t", row, "5"): found for row, found in zip("ABC", runs, strict=False)}
+    return tables.markdown(tables.collect({**EXPERIMENT, "tables": [table]}, records))
+
+
+def test_a_cell_has_its_interval_and_its_paired_difference():
+    """The spread that two runs of the same seeds share is not in their difference."""
+    text = drawn(
+        [with_parts(3.0, 0.1)], [with_parts(2.9, 0.1, 0.01)], [with_parts(2.895, 0.1, 0.02)]
     )
-    assert "| A | **3.000** ± 1.000 [2.000]" in text
-    assert "| B | 5.000 ± 5.657 [1.000] |" in text
+    assert "| A | **3.000 ± 0.872** | – |" in text  # C, the least, is not shown to be better
+    assert "| B | **2.900 ± 0.856** | – |" in text
+    assert "| C | **2.895 ± 0.843** | – |" in text
+    assert "| FID minus that of A, NFE | 5 | 9 |" in text
+    assert "| B | -0.100 ± 0.055, better | – |" in text
+    assert "| C | -0.105 ± 0.110, no difference shown | – |" in text
+
+
+def test_nothing_is_bold_where_the_cells_cannot_be_compared():
+    """Records of earlier releases have no parts; other seeds are not paired."""
+    assert "**" not in drawn([with_parts(3.0, 0.1)], [record(2.0, 5)])
+    assert "**" not in drawn([with_parts(3.0, 0.1)], [with_parts(2.0, 0.1, seeds="5-9")])
+    assert "**" not in drawn([with_parts(3.0, 0.1)])
+
+
+def test_several_seed_ranges_are_compared_range_by_range():
+    first = [with_parts(3.0, 0.1), with_parts(4.0, 0.1, seeds="1000-1999")]
+    second = [with_parts(2.9, 0.1, 0.01), with_parts(3.9, 0.1, 0.01, "1000-1999")]
+    text = drawn(first, second)
+    assert "| B | **3.400** ± 0.707 | – |" in text
+    assert "| B | -0.100 ± 0.039, better | – |" in text
 
 
 def test_a_gamma_that_the_row_does_not_name_is_told():

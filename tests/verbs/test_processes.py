@@ -27,6 +27,8 @@ def test_torchrun_gives_the_same_images_and_fid(whole, tmp_path):
     assert two["sampled"] == 70
     assert pngs(tmp_path / "two") == pngs(tmp_path / "one")
     assert two["score"]["fid"] == pytest.approx(one["score"]["fid"], rel=1e-9)
+    parts = "fid_without_block"
+    assert two["score"][parts] == pytest.approx(one["score"][parts], rel=1e-6)
     assert two["score"]["label_accuracy"] == one["score"]["label_accuracy"]
     assert (tmp_path / "two/sheet.png").read_bytes() == (tmp_path / "one/sheet.png").read_bytes()
 

@@ -32,32 +32,52 @@ class _Lines(tqdm):
     For tqdm it is a bar that is switched off, so nothing else is ever written.
     """
 
-    def __init__(self, total: int, unit: str):
-        super().__init__(total=total, disable=True)
-        self.what, self.began = unit, time.monotonic()
-        self.told = self.began
+    def __init__(self, total: int | None, unit: str, done: int = 0):
+        super().__init__(total=total, initial=done, disable=True)
+        self.n, self.what, self.before = done, unit, done
+        self.told = self.began = time.monotonic()
 
     def update(self, n: float | None = 1) -> bool | None:
         self.n += n or 0
         now = time.monotonic()
-        if now - self.told < INTERVAL or not self.n:
+        if now - self.told < INTERVAL or self.n == self.before:
             return False
-        self.told, rate = now, self.n / (now - self.began)
-        left = duration(max((self.total or 0) - self.n, 0) / rate)
-        print(
-            f"{self.n:,.0f} of {self.total:,} {self.what}, {rate:.3g} {self.what}/s, {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.told, rate = now, (self.n - self.before) / (now - self.began)
+        text = _amount(self.n, self.what)
+        if self.total is not None:
+            text = text.removesuffix(f" {self.what}") + f" of {_amount(self.total, self.what)}"
+        text += f", {_amount(rate, self.what, digits=3)}/s"
+        if self.total is not None:
+            text += f", {duration(max(self.total - self.n, 0) / rate)} left"
+        print(text, file=sys.stderr, flush=True)
         return True
 
 
-def progress(total: int, unit: str) -> tqdm:
-    """A progress bar on rank 0; without a terminal a plain line every INTERVAL seconds."""
+def _amount(number: float, unit: str, digits: int | None = None) -> str:
+    if unit == "B":
+        return str(tqdm.format_sizeof(number, unit))
+    return f"{number:.{digits}g} {unit}" if digits else f"{number:,.0f} {unit}"
+
+
+def progress(total: int | None, unit: str, done: int = 0) -> tqdm:
+    """A progress bar on rank 0; without a terminal a plain line every INTERVAL seconds.
+
+    `done` of the total were done before. The unit B is for bytes; their total can be unknown.
+    """
     if dist.rank() == 0 and not sys.stderr.isatty():
-        return _Lines(total, unit)
+        return _Lines(total, unit, done)
     layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}, {rate_fmt}]"
-    return tqdm(total=total, unit=unit, bar_format=layout, disable=dist.rank() > 0, leave=False)
+    if unit == "B":
+        layout = "{l_bar}{bar}{r_bar}"
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        unit_scale=unit == "B",
+        bar_format=layout,
+        disable=dist.rank() > 0,
+        leave=False,
+    )
 
 
 def duration(seconds: float) -> str:

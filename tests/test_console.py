@@ -24,6 +24,20 @@ def test_a_log_gets_a_line_with_rate_and_time_left(capsys, monkeypatch):
     assert not re.search(r"[\r\x1b]", shown.err + shown.out)
 
 
+@pytest.mark.parametrize(
+    ("total", "told"),
+    [(3 * 10**9, "1.50GB of 3.00GB, 16.4MB/s, 2 min left"), (None, "1.50GB, 16.4MB/s")],
+)
+def test_a_download_is_counted_in_bytes_without_those_of_an_earlier_start(
+    capsys, monkeypatch, total, told
+):
+    clock = iter([0.0, 61.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress(total, "B", 5 * 10**8) as bar:
+        bar.update(10**9)
+    assert capsys.readouterr().err == told + "\n"
+
+
 def test_a_short_run_and_other_ranks_say_nothing(capsys, monkeypatch):
     with console.progress(10, "img") as bar:
         bar.update(10)

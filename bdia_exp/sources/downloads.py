@@ -18,6 +18,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ProtocolError
 
+from bdia_exp.console import progress
 from bdia_exp.errors import UserError
 from bdia_exp.sources.assets import Asset
 from bdia_exp.sources.pickles import brief
@@ -88,9 +89,8 @@ def _append(
     Raises UserError, and removes `part`, if the body is longer than the file can be.
     """
     most = next(count for count in (size, asset.size, LARGEST) if count is not None)
-    bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
     try:
-        with bar, open(part, "ab") as file:
+        with progress(size, "B", have) as bar, open(part, "ab") as file:
             # Raw: some servers declare a .tgz as a gzipped .tar, which would be decompressed.
             for piece in response.raw.stream(1 << 16, decode_content=False):
                 have += file.write(piece)

@@ -112,7 +112,7 @@ def _until(what, seconds: float = 120) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_the_processes_end_with_their_launcher(whole, tmp_path):
     """Then the folder is free, and the run can go on."""
-    words = [*QUICK, "images=40", "batch=4", f"out={tmp_path}"]
+    words = [*QUICK, "images=16", "batch=2", f"out={tmp_path}"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "bdia_exp", "sample", "-p", "2", *words],
         stdout=subprocess.DEVNULL,
@@ -124,8 +124,9 @@ def test_the_processes_end_with_their_launcher(whole, tmp_path):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait(60)
     assert _until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in workers), 20)
-    sample(tmp_path, "images=40", "batch=4")
-    assert pngs(tmp_path) == pngs(whole)
+    sample(tmp_path, "images=16", "batch=16")
+    assert pngs(tmp_path).items() <= pngs(whole).items()
+    assert len(pngs(tmp_path)) == 16
 
 
 SLOW = """

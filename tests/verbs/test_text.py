@@ -123,7 +123,7 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
         "LIMIT=66",
         "FINE=2",
         "OVERRIDES=guidance=1",  # half the work: guidance has its own tests
-        "PROCESSES=2",
+        "PROCESSES=1",  # two have their own test
         f"RUNS={tmp_path}",
         f"READY={ready}",
     ]

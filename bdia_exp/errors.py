@@ -1,4 +1,6 @@
-"""Errors that a user can correct."""
+"""Errors that a user can correct, and the words of their messages."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -25,3 +27,16 @@ def nearest(word: str, known) -> str:
         return f"; known: {', '.join(known)}"
     *first, last = map(repr, found)
     return f"; did you mean {', '.join(first)} or {last}?" if first else f"; did you mean {last}?"
+
+
+def brief(text: object, most: int = 80) -> str:
+    """A text from elsewhere, made safe to print on one line, at most `most` characters."""
+    plain = repr(str(text))[1:-1]
+    return plain if len(plain) <= most else plain[: most - 3] + "..."
+
+
+def few(names: Iterable[object]) -> str:
+    """The first three names, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(brief, names[:3])) + more

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 
 
 def quoted(value: object) -> str:
@@ -65,7 +65,7 @@ def entries(
         if isinstance(entry, list):
             raise UserError(f"{key}: {entry} is a list within the list: give names")
         if isinstance(entry, Mapping):
-            found |= {str(label): _words(key, how) for label, how in entry.items()}
+            found |= {str(label): words_of(key, how) for label, how in entry.items()}
         elif words := split(key, str(entry), names=1):
             found[str(entry)] = [f"{group}={words[0]}", *words[1:]]
     if not found:
@@ -77,7 +77,8 @@ def entries(
     return found
 
 
-def _words(key: str, given: Any) -> list[str]:
+def words_of(key: str, given: Any) -> list[str]:
+    """A list of overrides. Raises UserError, with the key, if it is anything else."""
     if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
         raise UserError(f"{key}: {given!r} must be a list of overrides, such as [sampler=ddim]")
     return given
@@ -116,5 +117,4 @@ def _list(given: Any) -> list[Any]:
 
 
 def _text(given: Any) -> str:
-    text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-    return text if len(text) < 80 else f"{text[:77]}…"
+    return brief(",".join(map(str, given)) if isinstance(given, list) else given)

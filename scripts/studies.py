@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
-from bdia_exp.cli.configs import CONFIGS
+from bdia_exp.cli.files import CONFIGS
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.report import figures

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bdia_exp.cli.configs import expand, settings
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.overrides import quoted, split
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bdia_exp.cli.files import CONFIGS, is_global
-from bdia_exp.errors import UserError, nearest
+from bdia_exp.errors import UserError, brief, nearest
 from bdia_exp.jobs.asked import Choice, as_key, hints_of
 
 PLAIN = (int, float, str, bool, list, dict, type(None))
@@ -107,7 +107,7 @@ def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> No
         if key not in known:
             raise UserError(f"there is no key {name!r}{nearest(key, map(as_key, known))}")
         if wrong := _mismatch(hints.get(key), value):
-            raise UserError(f"{name}={_short(value)} {wrong}")
+            raise UserError(f"{name}={brief(value)} {wrong}")
         if isinstance(value, float) and not math.isfinite(value):
             default = known[key].default
             if math.isnan(value) or not (isinstance(default, float) and math.isinf(default)):
@@ -133,8 +133,3 @@ def _mismatch(hint: Any, value: Any) -> str | None:
     if ALIASES.get(type(value), type(value)) in accepted:
         return None
     return f"must be {' or '.join('null' if k is type(None) else k.__name__ for k in kinds)}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 80 else f"{text[:77]}…"

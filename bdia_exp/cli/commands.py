@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from bdia_exp.cli import configs
 from bdia_exp.cli.files import CONFIGS, about, commands, groups_of, help_of, options, text_of
 from bdia_exp.cli.streams import write_any_text
-from bdia_exp.errors import UserError
+from bdia_exp.cli.words import expand
+from bdia_exp.errors import UserError, brief
 
 
 class Command(click.Command):
@@ -65,7 +66,7 @@ class Group(click.Group):
                 ) from None
             if error.errno in (errno.EACCES, errno.EROFS):
                 raise click.ClickException(f"no permission for {error.filename}") from None
-            what = f"{_cut(error.filename)}: " if error.filename else ""
+            what = f"{brief(error.filename)}: " if error.filename else ""
             raise click.ClickException(f"{what}{error.strerror or error}") from None
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
@@ -96,11 +97,6 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{key}=" for key in found if key.startswith(incomplete)]
 
 
-def _cut(name: object) -> str:
-    text = str(name)
-    return text if len(text) < 80 else f"{text[:40]}…{text[-39:]}"
-
-
 def _launch(processes: str, words: list[str]) -> int:
     import torch
 
@@ -112,7 +108,7 @@ def _launch(processes: str, words: list[str]) -> int:
     if count == 0:
         raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
     if not re.fullmatch(r"[1-9]\d{0,2}", str(count), re.ASCII):
-        raise UserError(f"-p {_cut(processes)}: give a number of processes, or gpu")
+        raise UserError(f"-p {brief(processes)}: give a number of processes, or gpu")
     return dist.launch(int(count), words)
 
 
@@ -135,7 +131,7 @@ def _add(name: str) -> None:
         if processes and not cfg:
             flags = ["-m"] if multirun else []
             sys.exit(_launch(processes, [name, *flags, *overrides]))
-        for one in configs.expand(name, overrides, multirun):
+        for one in expand(name, overrides, multirun):
             if cfg:
                 click.echo(OmegaConf.to_yaml(configs.composed(name, one)[0]))
                 continue

@@ -20,33 +20,16 @@ from bdia_exp.cli.calls import bound, check, require_own
 from bdia_exp.cli.files import (
     CONFIGS,
     about,
-    commands,
     groups,
     groups_of,
     options,
     positional,
-    text_of,
 )
-from bdia_exp.cli.words import expand, require_overrides
+from bdia_exp.cli.words import require_overrides
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.jobs.asked import Choice, Overrides, as_key, hints_of
 from bdia_exp.overrides import key_of
 from bdia_exp.verbs import verb
-
-__all__ = [
-    "CONFIGS",
-    "about",
-    "call",
-    "check",
-    "commands",
-    "composed",
-    "expand",
-    "groups_of",
-    "listing",
-    "options",
-    "settings",
-    "text_of",
-]
 
 
 def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from bdia_exp.cli.files import groups_of, positional
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.asked import Overrides, Phrase, hints_of
+from bdia_exp.jobs.asked import Overrides, Phrase, as_key, hints_of
 from bdia_exp.overrides import key_of, literal, quoted
 from bdia_exp.verbs import verb
 
@@ -106,7 +106,7 @@ def _decoded(word: str) -> str:
 
 def _with_keys(command: str, words: list[str], kinds: dict[str, Any]) -> list[str]:
     """The same words, with the key of those at the beginning that have none."""
-    key, known = positional(command), {*map(_as_typed, kinds), *groups_of(command)}
+    key, known = positional(command), {*map(as_key, kinds), *groups_of(command)}
 
     def is_bare(word: str) -> bool:
         head, equals, _ = word.partition("=")
@@ -123,10 +123,6 @@ def _with_keys(command: str, words: list[str], kinds: dict[str, Any]) -> list[st
             f"{' '.join(bare)!r}"
         )
     return [f"{key}={','.join(bare)}", *words[len(bare) :]] if bare else words
-
-
-def _as_typed(field: str) -> str:
-    return field.rstrip("_")
 
 
 def _may_be(kind: Any, one: Any) -> bool:

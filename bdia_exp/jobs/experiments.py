@@ -16,7 +16,7 @@ from bdia_exp.console import positive
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, same_score
 from bdia_exp.jobs.settings import Sampling
-from bdia_exp.overrides import key_of
+from bdia_exp.overrides import key_of, words_of
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -72,13 +72,13 @@ def require_experiment(experiment: Record) -> None:
     """Raises UserError, naming the key, unless this is an experiment as in configs/experiment."""
     _require_keys("experiment", experiment, EXPERIMENT)
     positive("experiment.images", experiment["images"], MOST_SEEDS)
-    _require_overrides("experiment.settings", experiment.get("settings") or [])
+    words_of("experiment.settings", experiment.get("settings") or [])
     for place, table in enumerate(experiment["tables"]):
         where = f"experiment.tables.{place}"
         _require_keys(where, table, TABLE)
-        _require_overrides(where, [*experiment.get("common", []), *table.get("common", [])])
+        words_of(where, [*experiment.get("common", []), *table.get("common", [])])
         for label, words in (*table["rows"].items(), *table["columns"].items()):
-            _require_overrides(f"{where}: {label}", words)
+            words_of(f"{where}: {label}", words)
 
 
 def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
@@ -89,11 +89,6 @@ def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
         absent_is_fine = key not in needed and value is None
         if not absent_is_fine and (type(value) is not kind or (key in needed and not value)):
             raise UserError(f"{where}.{key} must be {kind.__name__}, not {value!r}")
-
-
-def _require_overrides(where: str, words: Any) -> None:
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{where}: {words} must be a list of overrides, such as [sampler=ddim]")
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:

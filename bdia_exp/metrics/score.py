@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bdia_exp import dist
-from bdia_exp.errors import UserError, nearest
+from bdia_exp.errors import UserError, brief, nearest
 from bdia_exp.metrics.clip import Clip
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.metrics.frechet import (
@@ -26,7 +26,6 @@ from bdia_exp.metrics.samples import (
     precision_recall,
     require_subset,
 )
-from bdia_exp.store.archives import shown
 
 METRICS = ("fid", "kid", "prc", "isc", "clip")
 """fid always; kid and prc (precision, recall) need the features of every reference image; isc
@@ -216,7 +215,7 @@ def _require_same_features(extractor: Extractor, reference: Statistics) -> None:
     meta = reference.meta or {}  # files of other programs have no meta
     if (theirs := meta.get("features", extractor.name)) != extractor.name:
         raise UserError(
-            f"reference= was made with features={shown(str(theirs))}, not {extractor.name}: "
+            f"reference= was made with features={brief(theirs)}, not {extractor.name}: "
             "use the same for both"
         )
     if meta.get("sha256", extractor.sha256) != extractor.sha256:
@@ -229,7 +228,7 @@ def _require_same_size(resize: int | None, reference: Statistics) -> None:
     """Raises UserError if the statistics were made from images of another size."""
     meta = reference.meta or {}  # files of other programs, and our older ones, lack the entry
     if (theirs := meta.get("resize", resize)) != resize:
-        ours, theirs = ("null" if size is None else shown(str(size)) for size in (resize, theirs))
+        ours, theirs = ("null" if size is None else brief(size) for size in (resize, theirs))
         raise UserError(
             f"reference= was made with resize={theirs}, not {ours}: use the same for both"
         )

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bdia_exp.errors import UserError
-from bdia_exp.sources.pickles import brief
+from bdia_exp.errors import UserError, brief
 
 Net = TypeVar("Net", bound=nn.Module)
 

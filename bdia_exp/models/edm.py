@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from bdia_exp.batching import in_full_rows
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.models import Condition, descriptions, parameter_count, starting_noise
 from bdia_exp.models.running import dtype_of, ready
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
@@ -17,7 +17,6 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
 from bdia_exp.sources import checkpoints
-from bdia_exp.sources.pickles import brief
 
 
 class EDMPrecond(nn.Module):

@@ -6,9 +6,8 @@ Only the fields that decide how much is built are here; the libraries check the 
 from collections.abc import Mapping
 from typing import Any
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.models.descriptions import Field, number, several, whole
-from bdia_exp.sources.pickles import brief
 
 CHANNELS, WIDTH, LAYERS = whole(1, 8192), whole(1, 65_536), whole(1, 16)
 TEXT = Field(lambda value: type(value) is str, "a text")

@@ -8,7 +8,6 @@ diffusers' config.json, and `pad_token`, the tokenizer's. A folder contains its 
 single file does not.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.extras import require
 from bdia_exp.models.sd_descriptions import require_fields
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp, scaled_linear_vp
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import PIPELINE, Checkpoint
-from bdia_exp.sources.pickles import brief
+from bdia_exp.store.files import json_object
 
 Description = dict[str, Any]
 
@@ -50,12 +49,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise OSError("no file")
         if file.stat().st_size > MAX_JSON:
             raise ValueError(f"over {MAX_JSON:,} bytes")
-        found = json.loads(file.read_text("utf-8"), parse_constant=refuse)
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        return found
-    except RecursionError:
-        raise UserError(f"{file} is damaged (nested too deep): fetch it again") from None
+        return json_object(file.read_text("utf-8"), refuse)
     except OSError:
         raise UserError(
             f"{file} is missing: give a folder in diffusers' layout (unet, vae, text_encoder, "

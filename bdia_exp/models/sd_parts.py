@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bdia_exp.errors import UserError, nearest
+from bdia_exp.errors import UserError, brief, nearest
 from bdia_exp.extras import require
 from bdia_exp.models import sd_files
 from bdia_exp.models.clip_tokenizer import tokenizer as clip_tokenizer
@@ -18,7 +18,6 @@ from bdia_exp.models.clip_tokenizer import without_mark
 from bdia_exp.models.sd_files import Description
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.checkpoints import PIPELINE
-from bdia_exp.sources.pickles import brief
 
 
 @dataclass(frozen=True)

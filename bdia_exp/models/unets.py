@@ -6,7 +6,8 @@ are refused: skip connections of images in the encoder or in the decoder.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ from bdia_exp.models.layers import (
     UNetBlock,
 )
 
+EMBEDDINGS: dict[str, Callable[[int], nn.Module]] = {
+    "positional": partial(PositionalEmbedding, endpoint=True),
+    "fourier": FourierEmbedding,
+}
+"""The embeddings of the noise label in a `SongUNet`, by name."""
 _RESIDUAL = "_aux_residual"
 """How the names of the residual encoder's convolutions end."""
 
@@ -135,18 +141,14 @@ class SongUNet(_UNet):
         resample_filter: Sequence[int] = (1, 1),
     ):
         super().__init__()
-        _only("embedding_type", embedding_type, "positional", "fourier")
+        _only("embedding_type", embedding_type, *EMBEDDINGS)
         _only("encoder_type", encoder_type, "standard", "residual")
         _only("decoder_type", decoder_type, "standard")
         self.label_dropout = label_dropout
         emb = model_channels * channel_mult_emb
         noise = model_channels * channel_mult_noise
 
-        self.map_noise: nn.Module = (
-            FourierEmbedding(noise)
-            if embedding_type == "fourier"
-            else PositionalEmbedding(noise, endpoint=True)
-        )
+        self.map_noise = EMBEDDINGS[embedding_type](noise)
         self.map_label = Linear(label_dim, noise) if label_dim else None
         self.map_augment = Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise, emb)

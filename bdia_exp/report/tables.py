@@ -156,7 +156,7 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     if all(parts for cell in cells for parts in cell["fid_without_block"]):
         sentences.append(
             "± is half of the 95 % interval over seeds; differences are paired by seed; bold: not "
-            "shown to be worse than the least of the column"
+            "shown to be worse than the smallest FID of the column"
         )
     if runs != [1]:
         how_many = " or ".join(map(str, runs))

@@ -21,11 +21,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief, few
 from bdia_exp.sources import fetch, hub
 from bdia_exp.sources.edm_pickles import PUBLISHED, plain, read_edm, ready
 from bdia_exp.sources.folders import weights_in
-from bdia_exp.sources.pickles import brief, few
 from bdia_exp.sources.state_dicts import weights_of
 from bdia_exp.sources.torch_files import read_torch
 

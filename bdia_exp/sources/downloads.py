@@ -19,9 +19,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from bdia_exp.console import progress
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.sources.assets import Asset
-from bdia_exp.sources.pickles import brief
 
 TIMEOUT = (15, 60)  # seconds: to connect; without a byte
 PAUSES = (1, 3, 9)  # seconds before a new try after a lost connection

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief, few
 from bdia_exp.sources.pickles import (
     BYTES,
     DICTS,
@@ -28,9 +28,7 @@ from bdia_exp.sources.pickles import (
     SETS,
     Global,
     asks,
-    brief,
     expect,
-    few,
     interpret,
 )
 

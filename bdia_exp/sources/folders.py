@@ -4,12 +4,11 @@ Large networks are stored in several files, with an index: `NAME-00001-of-00002.
 `NAME.safetensors.index.json`, which says in which file each tensor is.
 """
 
-import json
 import re
 from pathlib import Path
 
-from bdia_exp.errors import UserError
-from bdia_exp.sources.pickles import few
+from bdia_exp.errors import UserError, few
+from bdia_exp.store.files import json_object
 
 WEIGHTS = [
     f"{name}{variant}.{suffix}"
@@ -49,10 +48,10 @@ def _named_in(index: Path, suffix: str) -> list[Path]:
     try:
         if index.stat().st_size > MAX_INDEX:
             raise ValueError("too large")
-        names = {*json.loads(index.read_text("utf-8"))["weight_map"].values()}
+        names = {*json_object(index.read_text("utf-8"))["weight_map"].values()}
         if not names or not all(re.fullmatch(rf"[\w-][\w.-]*\{suffix}", name) for name in names):
             raise ValueError("no names of files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         shape = '{"weight_map": {"TENSOR": "FILE", …}}'
         raise UserError(f"{index} is damaged, it should be {shape}: fetch it again") from None
     files = [index.parent / name for name in sorted(names)]

@@ -17,12 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.extras import require
 from bdia_exp.sources import fetch
 from bdia_exp.sources.downloads import say
 from bdia_exp.sources.folders import index_of
-from bdia_exp.sources.pickles import brief
 from bdia_exp.store.files import write_text
 
 SPEC = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 
 # Many times more than in the largest published model, and few enough for any machine.
 MAX_INSTRUCTIONS = 2_000_000
@@ -222,15 +222,3 @@ _KINDS: dict[Callable[[_Machine, str, Any], None], str] = {
 }
 _INSTRUCTIONS = {op: method for method, ops in _KINDS.items() for op in ops.split()}
 """All instructions that are supported, except STOP; others are refused."""
-
-
-def brief(text: Any) -> str:
-    """The text made safe to print on one line, at most 80 characters."""
-    text = ascii(str(text))[1:-1]
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def few(names: Any) -> str:
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(brief(name) for name in names[:3]) + more

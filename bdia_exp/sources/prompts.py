@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.console import warn
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief, few
 from bdia_exp.sources import checkpoints
-from bdia_exp.sources.pickles import brief, few
 from bdia_exp.store import archives
 from bdia_exp.store.files import atomic
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bdia_exp.errors import UserError
-from bdia_exp.sources.pickles import brief, few
+from bdia_exp.errors import UserError, brief, few
 
 RAW = ("state_dict", "model", "model_state_dict", "module", "net", "unet", "params")
 """Where a dict may keep the weights that were trained."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.sources.edm_pickles import MAX_NAME, placed, ready
 from bdia_exp.sources.pickles import (
     BYTES,
@@ -31,7 +31,6 @@ from bdia_exp.sources.pickles import (
     SETS,
     Call,
     Global,
-    brief,
     expect,
     interpret,
 )

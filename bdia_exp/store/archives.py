@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
+from bdia_exp.errors import brief
+
 LARGEST = 2**28
 """Bytes of the largest picture, table of labels or captions that is read whole: 256 MiB."""
 TOO_LARGE = f"more than {LARGEST // 2**20} MiB"
@@ -39,7 +41,7 @@ def opened(path: Path) -> zipfile.ZipFile:
     twice = [name for name, times in Counter(archive.namelist()).items() if times > 1]
     if twice:
         archive.close()
-        raise OSError(f"it has two files of one name, {shown(twice[0])}")
+        raise OSError(f"it has two files of one name, {brief(twice[0])}")
     return archive
 
 
@@ -57,9 +59,3 @@ def member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise
     except Exception as error:  # zlib, lzma, struct and zipfile have their own
         raise OSError(str(error) or type(error).__name__) from None
-
-
-def shown(name: str) -> str:
-    """The name of a file of others, made safe to print, at most 200 characters."""
-    text = repr(name)[1:-1]
-    return text if len(text) <= 200 else text[:197] + "..."

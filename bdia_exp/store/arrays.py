@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from bdia_exp.errors import brief
 from bdia_exp.store import archives
 
 READERS = {
@@ -96,4 +97,4 @@ class Arrays:
             packed = min(info.compress_size, size)
             return Array(self._archive.open(info), info.file_size, packed)
         except Exception as error:  # also encrypted, packed by an unknown method, or damaged
-            raise OSError(f"{archives.shown(name)}: {error}") from None
+            raise OSError(f"{brief(name)}: {error}") from None

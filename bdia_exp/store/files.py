@@ -1,17 +1,21 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and JSON from elsewhere."""
 
 import errno
 import glob
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from bdia_exp.errors import UserError
 
+THREADS = min(8, os.cpu_count() or 1)
+"""To read, hash, compress and write files: all of this releases Python's lock."""
 PART = ".part"
 """The end of a temporary file's name."""
 
@@ -80,6 +84,20 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text with `atomic`."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def json_object(text: str | bytes, parse_constant: Callable | None = None) -> dict[str, Any]:
+    """A JSON object from elsewhere. Raises ValueError, with the reason, if it is anything else.
+
+    `parse_constant` is called for NaN and Infinity, as by `json.loads`.
+    """
+    try:
+        found = json.loads(text, parse_constant=parse_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
 
 
 def save_image(path: Path, picture: Image.Image) -> None:

@@ -1,6 +1,5 @@
 """Sets of images to read: folders, zips, npz and npy files, single images, and folders of runs."""
 
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +11,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.store import archives, listings
-from bdia_exp.store.archives import shown
 from bdia_exp.store.arrays import Array, Arrays
+from bdia_exp.store.files import THREADS
 from bdia_exp.store.listings import Listing
 from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import PIXELS, as_tensor, on_white, read_picture, to_pil
-
-THREADS = min(8, os.cpu_count() or 1)  # to decode images; PIL releases Python's lock
 
 
 def is_image_set(path: Path) -> bool:
@@ -60,7 +57,7 @@ class ImageSet:
             there = False
         if not there:
             raise UserError(
-                f"{shown(str(source))} does not exist: give a run, a folder, a zip, an npz or an "
+                f"{brief(source, 200)} does not exist: give a run, a folder, a zip, an npz or an "
                 "image"
             )
         if not (path.is_dir() or path.is_file()):  # to read a pipe would wait for ever
@@ -163,7 +160,7 @@ class ImageSet:
             if image.shape[1:] != images[0].shape[1:]:
                 size, first = (" × ".join(map(str, i.shape[:0:-1])) for i in (image, images[0]))
                 raise UserError(
-                    f"{self.path}: {shown(self._names[row])} is {size}, others are {first}: one "
+                    f"{self.path}: {brief(self._names[row])} is {size}, others are {first}: one "
                     "size only, unless resize= makes them one"
                 )
         channels = max(len(image) for image in images)
@@ -197,14 +194,14 @@ class ImageSet:
             data = self._bytes(name)
             if self._run and not self._run.has_name(name, data):
                 raise UserError(
-                    f"{self.path}: {shown(name)} is not an image that this run wrote: remove it if "
+                    f"{self.path}: {brief(name)} is not an image that this run wrote: remove it if "
                     "it is yours, and run the same `sample` again"
                 )
             image, transparent = read_picture(data, upright=upright)
             return self._fitted(image), transparent
         except OSError as error:
             raise UserError(
-                f"{self.path}: {shown(name)} is not a readable image ({error})"
+                f"{self.path}: {brief(name)} is not a readable image ({error})"
             ) from None
 
     def _fitted(self, image: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ finished run can be packed into one uncompressed zip with the same names inside.
 
 import io
 import json
-import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from bdia_exp.errors import UserError
-from bdia_exp.store.files import atomic, write_text
+from bdia_exp.store import archives
+from bdia_exp.store.files import THREADS, atomic, write_text
+from bdia_exp.store.listings import TABLE
 from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import as_tensor, decode, to_pil
 
-LABELS = "dataset.json"
 LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
-THREADS = min(8, os.cpu_count() or 1)  # to compress, hash and write files
 
 
 class _BySeed:
@@ -115,16 +114,16 @@ class Folder(_BySeed):
     def label(self, seeds: Sequence[int], labels: Sequence[int]) -> None:
         """Writes dataset.json: the class of every image."""
         rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
-        write_text(self.root / LABELS, json.dumps({"labels": rows}))
+        write_text(self.root / TABLE, json.dumps({"labels": rows}))
 
     def pack(self, seeds: Sequence[int]) -> None:
         """Moves the images into one uncompressed zip; its bytes depend only on the images."""
-        labels = self.root / LABELS
+        labels = self.root / TABLE
         with atomic(self.zip) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             for seed in sorted(seeds):  # the date of an entry is always 1980
                 archive.writestr(zipfile.ZipInfo(self.name(seed)), self._own(seed))
             if labels.exists():
-                archive.writestr(zipfile.ZipInfo(LABELS), labels.read_bytes())
+                archive.writestr(zipfile.ZipInfo(TABLE), labels.read_bytes())
         self.__dict__.pop("_archive", None)
         for file in (labels, *map(self.path, seeds)):
             file.unlink(missing_ok=True)
@@ -145,17 +144,15 @@ class Folder(_BySeed):
         return data
 
     def _zipped(self, seed: int) -> bytes | None:
-        try:
-            return self._archive.read(self.name(seed)) if self._archive else None
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
-            return None
+        with suppress(OSError):
+            return archives.member(self._archive, self.name(seed)) if self._archive else None
+        return None
 
     @cached_property
     def _archive(self) -> zipfile.ZipFile | None:
-        try:
-            return zipfile.ZipFile(self.zip)
-        except (OSError, zipfile.BadZipFile):
-            return None
+        with suppress(OSError):
+            return archives.opened(self.zip)
+        return None
 
 
 class Latents(_BySeed):

@@ -1,13 +1,13 @@
 """What a folder or zip of images has: the pictures, what was left out, and the labels."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bdia_exp.store.archives import shown
+from bdia_exp.errors import brief
+from bdia_exp.store.files import json_object
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """In lower or upper case: what is read as a picture."""
@@ -75,14 +75,11 @@ def labels(data: bytes, names: Sequence[str]) -> tuple[list[int] | None, list[st
     of the form {"labels": [["NAME.png", class], …]}, where "labels" may be absent or null.
     """
     try:
-        root = json.loads(data)
-        if not isinstance(root, dict):
-            raise ValueError
-        rows = root.get("labels") or []
+        rows = json_object(data).get("labels") or []
         rows = list(rows.items() if isinstance(rows, dict) else rows)
         if not all(map(_is_row, rows)):
             raise ValueError
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         form = '{"labels": [["NAME.png", class], …]}, in UTF-8, where a class is a whole number'
         raise ValueError(f"not of the form {form}: correct or remove it") from None
     known = dict(rows)
@@ -91,7 +88,7 @@ def labels(data: bytes, names: Sequence[str]) -> tuple[list[int] | None, list[st
         return [known[name] for name in names], []
     if known:
         text = f"{TABLE} has no label for {len(absent)} of {len(names)} images, such as "
-        return None, [f"{text}{shown(absent[0])}: no labels are used"]
+        return None, [f"{text}{brief(absent[0])}: no labels are used"]
     return None, []
 
 
@@ -103,7 +100,7 @@ def _is_row(row: object) -> bool:
 
 def _left_out(names: Sequence[str], what: str, advice: str) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    some = ", ".join(map(shown, names[:2]))
+    some = ", ".join(map(brief, names[:2]))
     return f"{what} were left out: {len(names)} ({some}{more}); {advice}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.errors import UserError
-from bdia_exp.store.files import write_text
+from bdia_exp.store.files import json_object, write_text
 
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "hydra-core", "omegaconf")
 
@@ -65,15 +65,11 @@ def load(path: Path, advice: str = "remove it and run again") -> Record | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
+        record = json_object(path.read_text(encoding="utf-8"))
         for key in OBJECTS:
             if not isinstance(record.get(key, {}), dict):
                 raise ValueError(f"its {key} is not an object")
         return record
-    except RecursionError:
-        raise UserError(f"{path} is damaged (too many levels): {advice}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from None
 

@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 
 from bdia_exp.cli import calls
 from bdia_exp.cli.calls import nodes, require_own, targets
-from bdia_exp.cli.configs import CONFIGS, settings
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.files import CONFIGS
 from bdia_exp.errors import UserError
 
 CALLED = []

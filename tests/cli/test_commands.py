@@ -15,21 +15,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bdia_exp.cli import main
-from bdia_exp.cli.configs import (
-    CONFIGS,
-    check,
-    commands,
-    composed,
-    expand,
-    groups_of,
-    options,
-    settings,
-    text_of,
-)
+from bdia_exp.cli.calls import check
+from bdia_exp.cli.configs import composed, settings
+from bdia_exp.cli.files import CONFIGS, commands, groups_of, options, text_of
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import as_key
 from bdia_exp.verbs import names, verb
+from tests.asking import one_sentence
 from tests.laws import SAMPLERS, STOCHASTIC
 
 GIVEN = {
@@ -250,13 +244,7 @@ def test_mistakes_get_one_sentence(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BDIA_EXP_OFFLINE", "1")
-    answer = invoke(*words.split())
-    assert answer.exit_code == 1, answer.output
-    lines = answer.output.strip().splitlines()
-    assert len(lines) == 1, answer.output
-    assert lines[0].startswith("Error: ")
-    assert MISTAKES[words] in lines[0]
-    assert not list(tmp_path.iterdir())  # nothing half-written
+    assert MISTAKES[words] in one_sentence(*words.split())
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")

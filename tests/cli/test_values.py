@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from bdia_exp.cli.configs import composed, options, settings
+from bdia_exp.cli.configs import composed, settings
+from bdia_exp.cli.files import options
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.cost import affordable
 from bdia_exp.samplers.schedules import linear_vp

@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from bdia_exp.cli import main
-from bdia_exp.cli.configs import expand, settings
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
+from tests.asking import one_sentence
 
 
 def asked(command: str, *words: str):
@@ -182,11 +184,7 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes_get_one_sentence(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer = CliRunner().invoke(main, shlex.split(words))
-    assert answer.exit_code == 1, answer.output
-    assert len(answer.output.strip().splitlines()) == 1, answer.output
-    assert MISTAKES[words] in answer.output
-    assert not list(tmp_path.iterdir())
+    assert MISTAKES[words] in one_sentence(*shlex.split(words))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\udcff\udcfe"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bdia_exp import batching
-from bdia_exp.cli.configs import options, settings
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.files import options
 from bdia_exp.jobs.asked import Choice
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.models.ddpm import DDPM, DDPMUNet

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bdia_exp.cli.configs import call, expand, settings
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import identity_of, plainly, require_weights
 from bdia_exp.sources import checkpoints

@@ -1,7 +1,6 @@
 """Every kind of file that Stable Diffusion is in, and its errors."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,33 +24,11 @@ from tests.models.tiny_sd import (
     network,
     refusal,
     same,
+    saved,
     tiny,
-    write_json,
 )
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
-
-
-def saved(folder: Path, variant: str | None = None) -> Path:
-    """tiny-sd as diffusers saves it."""
-    model, scheduler = tiny(), {"_class_name": "DDIMScheduler", **network()["scheduler"]}
-    for part, net in model.parts.items():
-        net.save_pretrained(folder / part, variant=variant)
-    model.tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("sd"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    """A folder to damage."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("promised", [network(), None], ids=["tiny-sd", "sd"])

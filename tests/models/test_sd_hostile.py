@@ -2,14 +2,11 @@
 
 import json
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 
 from bdia_exp.models import sd_files
 from bdia_exp.models.stable_diffusion import load
-from tests.models.test_sd_files import saved
 from tests.models.tiny_sd import edit, network, refusal
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
@@ -29,17 +26,6 @@ JSON = {
     "digits": b'{"a": ' + b"9" * 5000 + b"}",
     "large": b'{"a": "' + b"x" * 1_000_000 + b'"}',
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("sd"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    """A folder to damage."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("what", JSON)

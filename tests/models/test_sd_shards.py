@@ -10,25 +10,19 @@ from safetensors.torch import load_file, save_file
 
 from bdia_exp.models.stable_diffusion import load
 from bdia_exp.sources import checkpoints
-from tests.models.test_sd_files import saved
 from tests.models.tiny_sd import edit, refusal, same, tiny, write_json
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("sd"))
-
-
-@pytest.fixture(scope="module")
-def shards(whole, tmp_path_factory) -> Path:
-    folder = Path(shutil.copytree(whole, tmp_path_factory.mktemp("shards") / "sd"))
+def shards(folder, tmp_path_factory) -> Path:
+    root = Path(shutil.copytree(folder, tmp_path_factory.mktemp("shards") / "sd"))
     for part, net in tiny().parts.items():
-        next((folder / part).glob("*.safetensors")).unlink()
-        net.save_pretrained(folder / part, max_shard_size="300KB")
-        assert len([*(folder / part).glob("*-of-*.safetensors")]) > 1
-    return folder
+        next((root / part).glob("*.safetensors")).unlink()
+        net.save_pretrained(root / part, max_shard_size="300KB")
+        assert len([*(root / part).glob("*-of-*.safetensors")]) > 1
+    return root
 
 
 @pytest.fixture

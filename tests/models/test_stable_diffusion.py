@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp.cli.configs import call, expand, settings
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.words import expand
 from bdia_exp.models import Text, sd_files
 from bdia_exp.models.estimates import measure
 from bdia_exp.models.stable_diffusion import StableDiffusion, load

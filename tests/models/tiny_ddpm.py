@@ -3,7 +3,7 @@
 import torch
 from omegaconf import OmegaConf
 
-from bdia_exp.cli.configs import CONFIGS
+from bdia_exp.cli.files import CONFIGS
 from bdia_exp.models.ddpm import DDPMUNet
 from bdia_exp.samplers.schedules import linear_vp
 from tests.models.test_edm_network import by_formula

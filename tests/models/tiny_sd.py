@@ -91,3 +91,14 @@ def refusal(words: str):
     with pytest.raises(UserError, match=words) as caught:
         yield
     assert "\n" not in str(caught.value)
+
+
+def saved(folder: Path, variant: str | None = None) -> Path:
+    """tiny-sd as diffusers saves it."""
+    model, scheduler = tiny(), {"_class_name": "DDIMScheduler", **network()["scheduler"]}
+    for part, net in model.parts.items():
+        net.save_pretrained(folder / part, variant=variant)
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    return folder

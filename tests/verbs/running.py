@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from bdia_exp.cli.configs import call, expand
+from bdia_exp.cli.configs import call
+from bdia_exp.cli.words import expand
 
 QUICK = ["nfe=3", "device=cpu", "batch=16"]
 

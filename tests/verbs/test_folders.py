@@ -13,27 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdia_exp import batching
 from bdia_exp.cli.configs import call
 from bdia_exp.errors import UserError
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.runs import RunFolder
 from tests.verbs.running import pngs, sample
 
+pytestmark = pytest.mark.usefixtures("four_rows")
+
 ONE = "images/000000/000001.png"
 RUN = ("sampler=ddim", "nfe=1", "images=4", "batch=2")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_rows():
-    """No bits are compared with those of another batch size: batches need no padding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "ROWS", 2)
-        yield
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
+def runs(four_rows, tmp_path_factory) -> dict[str, Path]:
     """Complete runs of the same images, by save=."""
     roots = {save: tmp_path_factory.mktemp(save) for save in ("folder", "zip", "latents")}
     for save, root in roots.items():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp.cli.configs import call, expand
+from bdia_exp.cli.configs import call
+from bdia_exp.cli.words import expand
 
 pytestmark = pytest.mark.usefixtures("stable_diffusion")
 

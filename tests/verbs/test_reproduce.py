@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from bdia_exp.cli.configs import call, expand
+from bdia_exp.cli.configs import call
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from tests import asking
 

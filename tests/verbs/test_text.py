@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bdia_exp.cli.configs import call, expand, settings
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.store.image_sets import ImageSet

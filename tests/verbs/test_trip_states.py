@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bdia_exp import batching
-from bdia_exp.cli.configs import call, expand
+from bdia_exp.cli.configs import call
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.store.records import Record
-from tests.verbs.running import sample
+
+pytestmark = pytest.mark.usefixtures("four_rows")
 
 KINDS = {
     "bdia": ("sampler.gamma=0.9",),
@@ -21,20 +22,6 @@ KINDS = {
     "edict": ("sampler=edict",),
     "ddim": ("sampler=ddim",),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def four_rows():
-    usual, batching.ROWS = batching.ROWS, 4
-    yield
-    batching.ROWS = usual
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("source") / "run"
-    sample(root, "images=3")
-    return root
 
 
 @pytest.fixture(scope="module")

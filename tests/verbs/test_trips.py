@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from bdia_exp import batching
-from bdia_exp.cli import main
-from bdia_exp.cli.configs import call, expand, settings
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import verb
+from tests.asking import one_sentence
+
+pytestmark = pytest.mark.usefixtures("four_rows")
 
 QUICK = ("nfe=4", "device=cpu", "sampler.gamma=0.9")
 
@@ -25,22 +26,6 @@ QUICK = ("nfe=4", "device=cpu", "sampler.gamma=0.9")
 def do(command: str, *words: str) -> Record:
     (overrides,) = expand(command, words, multirun=False)
     return call(command, overrides)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def four_rows():
-    """Batches of three images are padded to 4 rows, not to 16: all batches here are alike."""
-    usual, batching.ROWS = batching.ROWS, 4
-    yield
-    batching.ROWS = usual
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    """Three images with labels, of a real run."""
-    root = tmp_path_factory.mktemp("source")
-    do("sample", "nfe=5", "images=3", "device=cpu", f"out={root / 'run'}")
-    return root / "run"
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +210,4 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes_get_one_sentence(words, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer = CliRunner().invoke(main, [word.format(source) for word in words.split()])
-    lines = answer.output.strip().splitlines()
-    assert answer.exit_code == 1, answer.output
-    assert len(lines) == 1, answer.output
-    assert lines[0].startswith("Error: ")
-    assert MISTAKES[words] in lines[0]
-    assert not list(tmp_path.iterdir())
+    assert MISTAKES[words] in one_sentence(*(word.format(source) for word in words.split()))

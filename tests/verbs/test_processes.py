@@ -130,12 +130,13 @@ def test_the_processes_end_with_their_launcher(whole, tmp_path):
 
 
 SLOW = """
+import sys
 import time
 from bdia_exp import dist
 dist.REMIND = 0.2
 dist.start()
 time.sleep(dist.rank())
-print(dist.gather(dist.rank()))
+sys.stdout.write(f"{dist.gather(dist.rank())}\\n")
 """
 
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.samplers.columns import Columns
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
+from bdia_exp.samplers.weights import NONE, OBELM, Gamma, Weights, gammas
 
 # -- one evaluation per step ---------------------------------------------------------------------
 
@@ -29,35 +31,48 @@ def multistep(
     grid: Grid,
     *,
     rule: Rule = ddim,
-    gamma: float = 0.0,
+    gamma: Gamma = 0.0,
     refine: str = "literal",
     final: Rule | None = None,
+    columns: Columns | None = None,
+    coefficients: Weights | None = None,
     trail: Sequence[Estimate] = (),
 ) -> Iterator[Tensor]:
-    """One evaluation per step; BDIA on top of any rule [BDIA 27, 65].
+    """One evaluation per step; BDIA [BDIA 27, 65] or IIA [IIA 22] on top of any rule.
 
     BDIA adds one term to the rule's next state: γ times the difference between the past state and
     the newest evaluation's estimate of it. γ = 0 is the rule alone. The first step, [BDIA 25], has
     no past. `trail` gives past evaluations, to restart a trajectory from its last two states. BDIA
     uses only the level and the state of the past; its noise estimate is for rules that need it.
 
+    With `columns` (of `samplers.columns`), these are added instead, with `coefficients`; without
+    coefficients every step is the rule's.
+
     `refine` chooses the past state: "literal" is z_{i+1} as printed, "hat" the refined ẑ_{i+1} =
     z_{i+1} + γ times its own error term; it has no inverse. At γ = ½ only, "hat" is the public code
     before October 2023, which refined with ½ for every γ. `final` is the rule of the last step if
-    that is another one (DPM-Solver's "lower_order_final"). Raises UserError for a negative γ.
+    that is another one (DPM-Solver's "lower_order_final"). Raises UserError for a γ that `gammas`
+    refuses.
     """
-    _check_gamma(gamma)
     _check_refine(refine)
     trail, steps = [*trail], len(trail) + len(grid) - 1
+    weights = coefficients or NONE
+    if not columns:
+        weights = gammas(gamma, (*(old.level for old in trail), *grid))
     past = trail[-1] if trail else None
     for s, t in pairwise(grid):
         now = model(z, s)
         trail.append(now)
-        z = (final if final and len(trail) == steps else rule)(trail, t)
+        left = steps - len(trail) + 1
+        z = (final if final and left == 1 else rule)(trail, t)
+        terms: list[Tensor] = []
+        if weights and columns:
+            terms = columns(trail, t)
+        elif weights and past:
+            terms = [past.z - now.at(past.level)]
         refined = now.z
-        if gamma and past:
-            term = gamma * (past.z - now.at(past.level))
-            z, refined = z + term, refined + term
+        for weight, term in zip(weights(left, now, z, terms), terms, strict=True):
+            z, refined = z + weight * term, refined + weight * term
         past = now._replace(z=refined) if refine == "hat" else now
         yield z
 
@@ -107,17 +122,18 @@ def pndm(
     *,
     start: str = "rk4",
     order: int = 4,
-    gamma: float = 0.0,
+    gamma: Gamma = 0.0,
+    columns: Columns | None = None,
+    coefficients: Weights | None = None,
 ) -> Iterator[Tensor]:
     """`multistep` with the rule `plms`, after first steps that need no past.
 
     F-PNDM is start="rk4" and order=4 (9 evaluations more than steps), S-PNDM is start="heun" and
     order=2 (1 more), the PLMS of Stable Diffusion start="heun" and order=4 (1 more). With γ > 0
-    these are their BDIA forms [BDIA Remark 4].
+    these are their BDIA forms [BDIA Remark 4]. `columns` and `coefficients` are as in `multistep`.
 
-    Raises UserError for an unknown start, an order outside 1 to 4 or a negative γ.
+    Raises UserError for an unknown start, an order outside 1 to 4 or a γ that `gammas` refuses.
     """
-    _check_gamma(gamma)
     if start not in STARTS:
         raise UserError(f"sampler.start={start!r} is unknown{nearest(start, STARTS)}")
     check_order(order, "sampler.order")
@@ -127,8 +143,16 @@ def pndm(
         trail.append(model(z, s))
         z = first(model, trail[-1], t)
         yield z
-    rule = partial(plms, order=order)
-    yield from multistep(model, z, grid[count:], rule=rule, gamma=gamma, trail=trail)
+    yield from multistep(
+        model,
+        z,
+        grid[count:],
+        rule=partial(plms, order=order),
+        gamma=gamma,
+        columns=columns,
+        coefficients=coefficients,
+        trail=trail,
+    )
 
 
 def bdia(
@@ -160,7 +184,7 @@ def heun(
     z: Tensor,
     grid: Grid,
     *,
-    gamma: float = 0.0,
+    gamma: Gamma = 0.0,
     refine: str = "literal",
     S_churn: float = 0.0,
     S_min: float = 0.0,
@@ -179,21 +203,23 @@ def heun(
 
     With S_churn > 0 every step first adds noise, from `noise`, as EDM's stochastic sampler does
     [EDM Alg. 2]. Raises UserError if S_churn > 0 is used with γ > 0 (the past state would be of
-    another trajectory) or on levels that are not EDM's.
+    another trajectory) or on levels that are not EDM's, and for a γ that `gammas` refuses.
     """
-    _check_gamma(gamma)
+    if gamma == OBELM:
+        raise UserError("sampler.gamma=obelm is for sampler=bdia_ddim: give a number here")
+    weights = gammas(gamma, grid)
     if not (S_churn >= 0 and S_noise >= 0):
         raise UserError(
             f"sampler.S_churn={S_churn} and sampler.S_noise={S_noise} must be 0 or more"
         )
-    if S_churn and gamma:
+    if S_churn and weights:
         raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
     if S_churn and not all(map(is_edm, grid)):
         raise UserError("sampler.S_churn needs the levels of EDM: choose grid=karras")
     _check_refine(refine)
     most = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
     past: Estimate | None = None
-    for s, t in pairwise(grid):
+    for left, (s, t) in zip(range(len(grid) - 1, 0, -1), pairwise(grid), strict=True):
         if S_churn:
             fresh = noise(z)  # drawn at every step, even if not used, as in EDM's program
             noisier = edm(s.sigma * (1 + most)) if S_min <= s.sigma <= S_max else s
@@ -201,13 +227,22 @@ def heun(
             s = noisier
         now = model(z, s)
         base = z
-        if gamma and past:
-            base = (1 - gamma) * z + gamma * _average(past, now, past.level, s)
-        z = transfer(base, now.eps, s, t)
-        if t.sigma != 0:
-            z = _average(now._replace(z=base), model(z, t), s, t)
+        if weights and past:
+            back = _average(past, now, past.level, s)
+            after = partial(_heun_step, model, now, t=t)
+            (weight,) = weights(left, now, z, [back - z], after)
+            base = (1 - weight) * z + weight * back
+        z = _heun_step(model, now, base, t=t)
         past = now._replace(z=base) if refine == "hat" else now
         yield z
+
+
+def _heun_step(model: Denoiser, now: Estimate, base: Tensor, *, t: Level) -> Tensor:
+    """From the state `base` at the level of `now`, whose noise it uses; Euler's step to σ = 0."""
+    z = transfer(base, now.eps, now.level, t)
+    if t.sigma == 0:
+        return z
+    return _average(now._replace(z=base), model(z, t), now.level, t)
 
 
 def _average(start: Estimate, other: Estimate, s: Level, t: Level) -> Tensor:

@@ -1,0 +1,180 @@
+"""Coefficients by least squares, one step after the other, in the loop that will use them.
+
+A fit runs a sampler on a batch of starting noises. At each step it chooses the coefficients that
+bring the state closest to a target; the next step starts from the fitted state. One problem per
+step, over all elements of all images [IIA 13, 19, 23].
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from bdia_exp.errors import UserError
+from bdia_exp.samplers.core import Estimate
+from bdia_exp.samplers.weights import Given
+
+CUT_OFF = 1e-7
+"""Singular values below this multiple of the largest are dropped; columns are scaled to norm 1."""
+TRIALS = 4
+"""The values tried for a coefficient of which the step is not a linear function."""
+
+Target = Callable[[int, Estimate], Tensor]
+"""(steps left, the newest evaluation) → the state that the step should reach."""
+
+
+@dataclass
+class Step:
+    """What the fit of one step found. RMS of the residual without and with the coefficients."""
+
+    row: list[float] = field(default_factory=list)
+    before: float | None = None
+    after: float | None = None
+    condition: float | None = None
+
+
+@dataclass
+class Fit:
+    """`Weights` that solve for the coefficients of each step, and keep them.
+
+    `within` bounds every coefficient, and `denominator` rounds it to a fraction with at most this
+    denominator: a γ that can be undone in fixed point. Raises UserError if a step has more columns
+    than equations, or if it is no longer finite.
+    """
+
+    target: Target
+    within: tuple[float, float] | None = None
+    denominator: int | None = None
+    steps: list[Step] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __call__(
+        self,
+        left: int,
+        now: Estimate,
+        base: Tensor,
+        columns: Sequence[Tensor],
+        after: Callable[[Tensor], Tensor] | None = None,
+    ) -> Sequence[float]:
+        if not columns:
+            self.steps.append(Step())
+            return []
+        goal, finish = self.target(left, now), after or _nothing
+        row, condition = self._row(goal, base, columns, after)
+        residuals = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
+        self.steps.append(Step(row, *residuals, condition))
+        return row
+
+    def _row(
+        self,
+        goal: Tensor,
+        base: Tensor,
+        columns: Sequence[Tensor],
+        after: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[list[float], float]:
+        if after is None:
+            row, condition = least_squares(columns, goal - base)
+        else:
+            (column,) = columns
+            row, condition = [_secant(lambda w: after(base + w * column), goal)], 1.0
+        return [self._rounded(w) for w in row], condition
+
+    def _rounded(self, weight: float) -> float:
+        if self.within:
+            low, high = self.within
+            weight = min(max(weight, low), high)
+        if self.denominator:
+            weight = float(Fraction(weight).limit_denominator(self.denominator))
+        return weight
+
+    @property
+    def rows(self) -> list[list[float]]:
+        return [step.row for step in self.steps]
+
+
+@dataclass
+class Watch:
+    """`Weights` that are known, and that measure the residual of each step: for other noises."""
+
+    rows: Sequence[Sequence[float]]
+    target: Target
+    steps: list[Step] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __call__(
+        self,
+        left: int,
+        now: Estimate,
+        base: Tensor,
+        columns: Sequence[Tensor],
+        after: Callable[[Tensor], Tensor] | None = None,
+    ) -> Sequence[float]:
+        row = Given(self.rows)(left, now, base, columns, after)
+        if not columns:
+            self.steps.append(Step())
+            return row
+        goal, finish = self.target(left, now), after or _nothing
+        residuals = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
+        self.steps.append(Step([*row], *residuals))
+        return row
+
+
+def _nothing(z: Tensor) -> Tensor:
+    return z
+
+
+def moved(base: Tensor, row: Sequence[float], columns: Sequence[Tensor]) -> Tensor:
+    """base + Σ_k w_k column_k."""
+    for weight, column in zip(row, columns, strict=True):
+        base = base + weight * column
+    return base
+
+
+def least_squares(columns: Sequence[Tensor], goal: Tensor) -> tuple[list[float], float]:
+    """The coefficients of the columns that come closest to `goal`, and the condition number.
+
+    float64, by the singular values of the columns scaled to norm 1; parallel columns share their
+    coefficient (minimum norm). Raises UserError for fewer equations than columns, and for numbers
+    that are not finite.
+    """
+    table = torch.stack([column.double().flatten() for column in columns], 1)
+    if len(table) < len(columns):
+        raise UserError(
+            f"a fit of {len(columns)} coefficients a step needs more than {len(table)} numbers: "
+            "give a larger fit.images="
+        )
+    wanted = goal.double().flatten()
+    if not (table.isfinite().all() and wanted.isfinite().all()):
+        raise UserError("the sampler diverged during the fit: use more nfe=")
+    scale = table.norm(dim=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    u, s, vh = torch.linalg.svd(table / scale, full_matrices=False)
+    kept = s > CUT_OFF * s[0]
+    solved = vh.T @ torch.where(kept, (u.T @ wanted) / s.clamp(min=1e-300), 0.0)
+    condition = float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
+    return (solved / scale).tolist(), condition
+
+
+def _secant(step: Callable[[float], Tensor], goal: Tensor) -> float:
+    """The best of TRIALS values of one coefficient: 0, ¼, and Gauss-Newton steps by the secant."""
+    tried: dict[float, Tensor] = {0.0: step(0.0), 0.25: step(0.25)}
+    old, new = 0.0, 0.25
+    for _ in range(TRIALS - 2):
+        slope = (tried[new] - tried[old]) / (new - old)
+        change = float(((goal - tried[new]) * slope).sum() / slope.square().sum().clamp(min=1e-300))
+        old, new = new, new + change
+        if new in tried:
+            break
+        tried[new] = step(new)
+    return min(tried, key=lambda w: rms(goal - tried[w]))
+
+
+def rms(x: Tensor) -> float:
+    """The root of the mean square of all elements, in float64."""
+    return float(x.double().square().mean().sqrt())

@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.asked import as_key, hints_of, sources_of
 from bdia_exp.jobs.settings import (
     Drawing,
@@ -24,7 +25,8 @@ from bdia_exp.jobs.settings import (
     Solving,
     full_name,
 )
-from bdia_exp.sources import checkpoints
+from bdia_exp.samplers.core import Grid
+from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
@@ -39,6 +41,8 @@ DEFAULTS = {
 
 MODULES = {
     "loops": "bdia_exp.samplers.loops",
+    "iia_edm": "bdia_exp.samplers.iia_edm",
+    "columns": "bdia_exp.samplers.columns",
     "solvers": "bdia_exp.samplers.loops",
     "rules": "bdia_exp.samplers.rules",
     "grids": "bdia_exp.samplers.grids",
@@ -50,8 +54,8 @@ MODULES = {
     "inception": "bdia_exp.metrics.inception",
 }
 """A module's name, in old and new records → the module that has its functions now."""
-FILES = {"checkpoint"}
-"""The arguments that name a file. An identity has the file's sha256 instead."""
+FILES = {"checkpoint", "coefficients"}
+"""The arguments that name a file; γ can too. An identity has the file's sha256 instead."""
 CORRECTED = {"edict": {"alternate": "order of updates"}}
 """Sampler → argument → its value in new identities. The meaning of this argument was corrected, so
 results from before and after the correction have different identities."""
@@ -104,7 +108,7 @@ def _without_files(arguments: Record) -> Record:
     return {
         key: _without_files(value) if isinstance(value, dict) else value
         for key, value in arguments.items()
-        if key not in FILES
+        if key not in FILES and not (key == "gamma" and coefficients.file_of({key: value}))
     }
 
 
@@ -138,7 +142,7 @@ def same_score(old: Record, asked: Scoring) -> bool:
     return bool(plainly({k: old.get(k) for k in keys}) == plainly({k: now[k] for k in keys}))
 
 
-def files_of(asked: Solving) -> dict[str, str]:
+def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]:
     """The files that decide an image: the identity's key of their sha256 → their name."""
     found = {"checkpoint": asked.model.config["checkpoint"]}
     beside = checkpoints.description(found["checkpoint"])
@@ -146,9 +150,52 @@ def files_of(asked: Solving) -> dict[str, str]:
         found["description"] = beside
     if network := (asked.model.config.get("control") or {}).get("checkpoint"):
         found["control_network"] = network
+    named = coefficients.file_of(asked.sampler.config)
+    if named and coefficients_too:
+        found["coefficients_sha256"] = named[1]
+        if named[1] == coefficients.AUTO:
+            found["coefficients_sha256"] = str(automatic(asked))
     given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}
     used = {key: name for key, name in given.items() if key not in asked.unused}
     return found | {f"{key}_sha256": name for key, name in used.items()}
+
+
+FITTED = ("model", "checkpoint", "description", "control_network", "sampler", "guidance")
+"""The parts of an identity for which coefficients are fitted; the levels are another."""
+
+
+def fitted_for(asked: Solving) -> Record:
+    """What the coefficients of these settings are for, without the levels."""
+    plain = asked.plain()
+    parts = {key: plain[key] for key in ("model", "guidance") if key not in asked.unused}
+    names = files_of(asked, coefficients_too=False)
+    parts |= {what: _sha256(name) or name for what, name in names.items() if what in FITTED}
+    sampler = sampler_identity(asked.sampler.config)
+    fitted = {key: value for key, value in sampler.items() if key not in coefficients.KEYS}
+    return plainly({**parts, "sampler": fitted})
+
+
+def automatic(asked: Solving) -> Path:
+    """The file in the cache that has the coefficients of sampler.gamma=auto or coefficients=auto.
+
+    The classes and the prompts of a run do not change its name.
+    """
+    settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, "dtype": asked.dtype}
+    digest = records.digest({**fitted_for(asked), **settings})
+    name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
+    return fetch.cache() / "coefficients" / name
+
+
+def coefficients_for(asked: Solving, grid: Grid) -> coefficients.Coefficients | None:
+    """The coefficients that the sampler reads from a file; None if it reads none.
+
+    Raises UserError if the file is missing or was fitted for anything else.
+    """
+    if not (name := files_of(asked).get("coefficients_sha256")):
+        return None
+    found = coefficients.Coefficients.read(name)
+    found.require({**fitted_for(asked), "levels": coefficients.plain_levels(grid)})
+    return found
 
 
 def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: Any) -> Record:

@@ -159,8 +159,9 @@ def _readable(reference: str | None) -> None:
 
 def absent(run: Run) -> list[str]:
     """The files that this run reads and that are not on this machine."""
-    names = [*files_of(run.asked).values(), *sources_of(run.asked).values()]
+    files = files_of(run.asked, coefficients_too=False)  # these can be made
+    names = [*files.values(), *sources_of(run.asked).values()]
     if "inception" in run.asked.features.config["_target_"] and not inception.weights_are_here():
         names.append(f"fetch:{inception.TORCH_FIDELITY}")
-    files = dict.fromkeys(name for name in names if not name.startswith("random:"))
-    return [name for name in files if checkpoints.present(name) is None]
+    published = dict.fromkeys(name for name in names if not name.startswith("random:"))
+    return [name for name in published if checkpoints.present(name) is None]

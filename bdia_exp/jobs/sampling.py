@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.coefficients import bare, bound
+from bdia_exp.jobs.identity import coefficients_for
 from bdia_exp.jobs.settings import Drawing, Sampling, Solving
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.samplers.core import Counted, Grid, Sampler
-from bdia_exp.samplers.cost import grid_for
+from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.seeds import Generators
 from bdia_exp.sources import prompts
 from bdia_exp.sources.prompts import Prompts
@@ -102,7 +104,7 @@ ULPS = 1e-9
 def levels_of(asked: Solving, model: Model) -> Grid:
     """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
     make, (least, most) = asked.grid.make, model.schedule.supported
-    grid = grid_for(asked.sampler.make, lambda steps: make(steps, model.schedule), asked.nfe)
+    grid = grid_for(bare(asked.sampler), lambda steps: make(steps, model.schedule), asked.nfe)
     low, high = least * (1 - ULPS), most * (1 + ULPS)
     beyond = [level.rho for level in grid if level.sigma and not low <= level.rho <= high]
     if beyond:
@@ -111,6 +113,17 @@ def levels_of(asked: Solving, model: Model) -> Grid:
             f"{least:g} to {most:g}: choose grid=karras or grid=arc, which keep to this range"
         )
     return grid
+
+
+def sampler_on(asked: Solving, grid: Grid) -> Sampler:
+    """The sampler with its coefficients for this grid.
+
+    Raises UserError if they are of another grid, too few, or of no use to this sampler.
+    """
+    sampler = bound(asked.sampler, coefficients_for(asked, grid))
+    if sampler is not bare(asked.sampler):
+        evaluations(sampler, grid)
+    return sampler
 
 
 @dataclass(frozen=True)
@@ -130,10 +143,11 @@ class Job:
         model = asked.model.make(device=device, dtype=asked.dtype)
         if asked.class_ is not None:
             require_class(model, "class", asked.class_)
+        grid = levels_of(asked, model)
         return cls(
             model,
-            asked.sampler.make,
-            levels_of(asked, model),
+            sampler_on(asked, grid),
+            grid,
             asked.class_,
             Texts.of(model, asked),
             asked.noise_device,

@@ -7,7 +7,7 @@ are in its YAML.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bdia_exp.console import one_of, positive
 from bdia_exp.errors import UserError
@@ -16,6 +16,7 @@ from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model
 from bdia_exp.samplers.core import Grid, Sampler
 from bdia_exp.samplers.cost import MOST as MOST_STEPS
+from bdia_exp.samplers.weights import OBELM, as_number
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.seeds import Seeds, parse
 from bdia_exp.store.records import Record
@@ -186,8 +187,11 @@ class Editing(RoundTrip):
     classify: bool = False
 
 
-def gammas_of(sampler: Record) -> list[float]:
-    """Every γ of a sampler's configuration, in the order of its keys; [] for a base method."""
+def gammas_of(sampler: Record) -> list[Any]:
+    """Every γ of a sampler's configuration, in the order of its keys; [] for a base method.
+
+    A γ may be a number, a list, "obelm", or the file that has it.
+    """
     found = [sampler[key] for key in GAMMAS if key in sampler]
     return found if any(found) else []
 
@@ -195,17 +199,31 @@ def gammas_of(sampler: Record) -> list[float]:
 def full_name(sampler: Choice[Sampler]) -> str:
     """The name of a sampler with its γ, as a folder is called: bdia_ddim-gamma0.5."""
     gammas = gammas_of(sampler.config)
-    return f"{sampler.name}-gamma{','.join(f'{g:g}' for g in gammas)}" if gammas else sampler.name
+    if not gammas:
+        return sampler.name
+    (gamma,) = gammas if len(gammas) == 1 else (None,)
+    if isinstance(gamma, str):
+        return f"{sampler.name}-{OBELM if gamma == OBELM else 'fitted'}"
+    if isinstance(gamma, list):
+        return f"{sampler.name}-gammas"
+    return f"{sampler.name}-gamma{','.join(f'{g:g}' for g in gammas)}"
 
 
 def require_gammas(sampler: Record) -> None:
     """Raises UserError unless every γ of a sampler's configuration is from 0 to 1.
 
-    The solvers also accept larger values: 1/γ runs them backwards.
+    The solvers also accept larger values: 1/γ runs them backwards. The numbers of a list may be
+    any, and a text is "obelm" or names a file.
     """
     for key in GAMMAS:
-        if not 0 <= sampler.get(key, 0.0) <= 1:
+        gamma = sampler.get(key, 0.0)
+        if isinstance(gamma, list):
+            for each in gamma:
+                as_number(each)
+        elif isinstance(gamma, (bool, dict, type(None))) or (
+            not isinstance(gamma, str) and not 0 <= gamma <= 1
+        ):
             raise UserError(
-                f"sampler.{key}={sampler[key]} must be 0 to 1: 0 is the base method, 1 is BDIA "
+                f"sampler.{key}={gamma} must be 0 to 1: 0 is the base method, 1 is BDIA "
                 "as in Tables 2 and 3"
             )

@@ -16,8 +16,15 @@ from torch import Tensor
 from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
-from bdia_exp.jobs.sampling import levels_of, require_no_text
+from bdia_exp.jobs.coefficients import bare
+from bdia_exp.jobs.fitting import ensure
+from bdia_exp.jobs.identity import (
+    claim,
+    identity_of,
+    plainly,
+    require_weights,
+)
+from bdia_exp.jobs.sampling import levels_of, require_no_text, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.jobs.trip_states import STATES_FILE, load_states
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
@@ -64,9 +71,12 @@ class Trip:
     def prepared(cls, asked: Inverting, command: str) -> "Trip":
         """Reads and checks all inputs, and finds the folder; loads no weights, writes nothing."""
         device = dist.device(asked.device)
-        way = inversion.of(asked.sampler.make, state=asked.state, time=asked.ddim_time)
+        inversion.of(bare(asked.sampler))  # raises UserError for one without an inverse
         about = asked.model.make(device="meta", dtype=asked.dtype)
         levels = levels_of(asked, about)
+        ensure(asked, device, asked.batch)
+        sampler = sampler_on(asked, levels)
+        way = inversion.of(sampler, state=asked.state, time=asked.ddim_time)
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
             raise UserError(f"strength={asked.strength} leaves no step: give a larger value")

@@ -52,8 +52,7 @@ def amplification(trip: Trip, there: Way, back: Way) -> Record | None:
     `predicted` includes only the method; `measured` also includes the network. For fixed point,
     only whether both ends have the same bits. None for DDIM, which has one state.
     """
-    each, steps = trip.inversion.amplification, len(trip.grid) - 1
-    found: Record = {"per_step": each, "predicted": each**steps}
+    found: Record = {"predicted": trip.inversion.growth(trip.grid)}
     if isinstance(trip.inversion, DDIMInversion):
         return None
     if isinstance(trip.inversion, FixedPointInversion):

@@ -258,3 +258,28 @@ def _ticks(panel: Any, places: Sequence[int]) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.grid(alpha=0.3)
+
+
+def coefficients(drawn: Mapping[str, Any], path: Path) -> None:
+    """Coefficients of each step, and the residuals without and with them."""
+    figure = _figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2)
+    rows = drawn["coefficients"]
+    for number in range(max(map(len, rows))):
+        points = [(step, row[number]) for step, row in enumerate(rows) if len(row) > number]
+        left.plot(*zip(*points, strict=True), label=f"coefficient {number}", **style(number))
+    left.set(xlabel="step, from noise to data", ylabel="coefficient")
+    left.axhline(0, color="0.7", lw=0.8)
+    left.legend(fontsize=8)
+    sides = {"residuals": "fitted noises", "held_out_residuals": "held out"}
+    for number, (key, name) in enumerate(sides.items()):
+        for state, what in (("before", "base"), ("after", "fitted")):
+            found = [(k, r) for k, r in enumerate(drawn[key][state]) if r]
+            if found:
+                line = {**style(number), "linestyle": "--" if state == "before" else "-"}
+                right.plot(*zip(*found, strict=True), label=f"{name}, {what}", **line)
+    right.set(xlabel="step, from noise to data", ylabel="RMS residual of a step", yscale="log")
+    right.legend(fontsize=8)
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    _save(figure, path)

@@ -65,8 +65,8 @@ class Fit:
             return []
         goal, finish = self.target(left, now), after or _nothing
         row, condition = self._row(goal, base, columns, after)
-        residuals = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
-        self.steps.append(Step(row, *residuals, condition))
+        before, then = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
+        self.steps.append(Step(row, before, then, condition))
         return row
 
     def _row(
@@ -120,8 +120,8 @@ class Watch:
             self.steps.append(Step())
             return row
         goal, finish = self.target(left, now), after or _nothing
-        residuals = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
-        self.steps.append(Step([*row], *residuals))
+        before, then = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
+        self.steps.append(Step([*row], before, then))
         return row
 
 

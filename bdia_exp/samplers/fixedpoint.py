@@ -11,7 +11,7 @@ a/b, and a `Log` stores the digits that a multiplication by γ loses. A step is 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -38,17 +38,23 @@ Pair = tuple[Tensor, Tensor]
 
 
 def rational(gamma: float | str | Fraction) -> Fraction:
-    """γ as the fraction of its decimal digits: 0.92 is 23/25. "1/3" is accepted too.
+    """γ as the fraction of its decimal digits: 0.92 is 23/25. "1/3" is accepted too, and a float
+    that is the nearest one to a short fraction.
 
-    Raises UserError unless 0 < γ ≤ 1 and the denominator is at most TERMS.
+    Raises UserError unless γ > 0 and its numerator and denominator are at most TERMS.
     """
     try:
         exact = Fraction(str(gamma))
     except (ValueError, ZeroDivisionError):
         raise UserError(f"gamma={gamma} is no number: choose one like 0.92 or 23/25") from None
-    if not 0 < exact <= 1:
-        raise UserError(f"gamma={gamma} cannot be undone: choose one above 0 and at most 1")
-    if exact.denominator > TERMS:
+    if not 0 < exact <= TERMS:
+        raise UserError(
+            f"gamma={gamma} cannot be undone in fixed point: choose one above 0, at most {TERMS}"
+        )
+    if isinstance(gamma, float):
+        near = exact.limit_denominator(TERMS)
+        exact = near if float(near) == gamma else exact
+    if max(exact.as_integer_ratio()) > TERMS:
         short = max(round(float(exact), 3), 0.001)
         raise UserError(
             f"gamma={gamma} is a fraction with a denominator over {TERMS}: choose one of at most "
@@ -213,17 +219,25 @@ _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def bdia_ddim(
-    model: Denoiser, start: Tensor | Pair, grid: Grid, *, gamma: Fraction, log: Log
+    model: Denoiser,
+    start: Tensor | Pair,
+    grid: Grid,
+    *,
+    gamma: Fraction | Sequence[Fraction],
+    log: Log,
 ) -> Iterator[Pair]:
     """BDIA-DDIM [BDIA 27], written to `log`: the pairs of neighbouring states, N for N steps.
 
     `start` is the state at grid[0], int64 from `quantise`; the first step is then DDIM's [BDIA 25].
-    Or it is the pair at grid[0] and grid[1]. `gamma` is γ, or 1/γ from the image to noise. `undo`
-    needs the last pair and the log. The pass may be stopped after any pair.
+    Or it is the pair at grid[0] and grid[1]. `gamma` is γ, or 1/γ from the image to noise: one for
+    all steps, or one for each but the first. `undo` needs the last pair and the log. The pass may
+    be stopped after any pair.
 
     Raises UserError for a γ that `rational` refuses and for a start that is out of range.
     """
-    rational(gamma if gamma <= 1 else 1 / gamma)
+    each = [gamma] * max(len(grid) - 2, 0) if isinstance(gamma, Fraction) else gamma
+    for factor in each:
+        rational(factor)
     if isinstance(start, Tensor):
         _check_start(start, log)
         (first,) = _ahead(model, start, grid[0], grid[1:2], log)
@@ -231,10 +245,10 @@ def bdia_ddim(
         start = start, first
     yield start
     older, newer = start
-    for past, now, to in _triples(grid):
+    for (past, now, to), factor in zip(_triples(grid), each, strict=True):
         back, on = _ahead(model, newer, now, (past, to), log)
         log.clipped += _edges(back) + _edges(on)
-        older, newer = newer, log.push(older, back, on, gamma)
+        older, newer = newer, log.push(older, back, on, factor)
         yield older, newer
 
 

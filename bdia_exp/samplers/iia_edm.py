@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bdia_exp.samplers.columns import step_size
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, transfer
-from bdia_exp.samplers.weights import NONE, Weights
+from bdia_exp.samplers.weights import Coefficients, coefficients_of
 
 
 @dataclass
@@ -65,14 +65,14 @@ def averaged(
     grid: Grid,
     *,
     columns: Columns = parts,
-    coefficients: Weights | None = None,
+    coefficients: Coefficients = None,
 ) -> Iterator[Tensor]:
     """IIA-EDM: EDM's sampler, and columns with coefficients [IIA Alg. 1, 11, 18].
 
     The columns are `slopes` (basic) or `parts` (advanced). Without coefficients it is `heun`. A
     step to σ = 0 is Euler's, without columns.
     """
-    weights: Weights = coefficients or NONE
+    weights = coefficients_of(coefficients)
     steps: list[Averaged] = []
     for left, (s, t) in zip(range(len(grid) - 1, 0, -1), pairwise(grid), strict=True):
         now = model(z, s)

@@ -5,6 +5,7 @@ states are inverted by the same lines in reverse order. An `Inversion` only defi
 are kept between the two directions: one state for DDIM, two for the exact methods.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,7 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Rule, Sampler, tran
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling
 from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep
 from bdia_exp.samplers.rules import ddim, leapfrog
+from bdia_exp.samplers.weights import Gamma, each_gamma
 
 Kept = Mapping[str, Tensor]
 """The tensors that one direction keeps for the other; "z" is the newest state, [B, …]."""
@@ -37,9 +39,11 @@ class Inversion(Protocol):
         """The names of the states that are kept, all of one shape."""
         ...
 
-    @property
-    def amplification(self) -> float:
-        """The factor by which a step of `encode` enlarges an error: 1/γ for BDIA."""
+    def growth(self, grid: Grid) -> float:
+        """The factor by which `encode` enlarges an error, if the network does not change it.
+
+        For BDIA Π 1/|γ_i| over the steps that divide by γ_i, all but the first.
+        """
         ...
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
@@ -67,8 +71,7 @@ class DDIMInversion:
     time: str = "target"
     keeps = ("z",)
 
-    @property
-    def amplification(self) -> float:
+    def growth(self, grid: Grid) -> float:
         return 1.0
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
@@ -89,26 +92,31 @@ class BDIAInversion:
     """BDIA's inversion, exact up to rounding: the last two states are kept [BDIA 33].
 
     The first step from the clean state has no past and is DDIM's. `decode` needs one evaluation
-    less than `encode`, because it starts from two states. `leapfrog` inverts in the same way.
+    less than `encode`, because it starts from two states. `leapfrog` inverts in the same way, with
+    γ = 0. Raises UserError if a γ_i of another rule is 0.
     """
 
-    gamma: float = 1.0
+    gamma: Gamma = 1.0
     rule: Rule = ddim
     keeps = ("z", "past")
 
-    @property
-    def amplification(self) -> float:
-        return 1 / self.gamma if self.gamma else 1.0
+    def growth(self, grid: Grid) -> float:
+        return 1.0 if self.rule is leapfrog else math.prod(map(abs, self._back(grid)))
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
-        return self._way(model, _kept(x), grid[::-1], 1 / self.gamma if self.gamma else 0.0)
+        back: Gamma = 0.0 if self.rule is leapfrog else [*self._back(grid)]
+        return self._way(model, _kept(x), grid[::-1], back)
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
         return self._way(model, kept, grid, self.gamma)
 
-    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: float) -> Iterator[Kept]:
+    def _back(self, grid: Grid) -> list[float]:
+        """1/γ_i, in the order of the steps from data to noise."""
+        return [1 / gamma for gamma in reversed(nonzero(self.gamma, grid))]
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: Gamma) -> Iterator[Kept]:
         """Along the grid. If two states were kept, it starts from both, in exchanged roles."""
         past, trail = kept["z"], []
         z = past
@@ -128,9 +136,8 @@ class CoupledInversion:
     coupling: Coupling
     keeps = ("z", "y")
 
-    @property
-    def amplification(self) -> float:
-        return self.coupling.amplification
+    def growth(self, grid: Grid) -> float:
+        return self.coupling.amplification ** (len(grid) - 1)
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
         kept = _kept(x)
@@ -153,31 +160,38 @@ class FixedPointInversion:
     formula and a new log. Raises UserError for a γ that `fixedpoint.rational` refuses.
     """
 
-    gamma: float = 1.0
+    gamma: Gamma = 1.0
     keeps = ("z", "z.fixed", "past.fixed")
 
     def __post_init__(self):
-        fixedpoint.rational(self.gamma)
+        if isinstance(self.gamma, (int, float)):
+            fixedpoint.rational(self.gamma)
 
-    @property
-    def amplification(self) -> float:
-        return 1 / self.gamma
+    def growth(self, grid: Grid) -> float:
+        return BDIAInversion(self.gamma).growth(grid)
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
-        return self._way(model, _kept(x), grid[::-1], 1 / fixedpoint.rational(self.gamma))
+        back = [1 / gamma for gamma in reversed(self._fractions(grid))]
+        return self._way(model, _kept(x), grid[::-1], back)
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
         if not same:
-            yield from self._way(model, kept, grid, fixedpoint.rational(self.gamma))
+            yield from self._way(model, kept, grid, self._fractions(grid))
             return
         log = fixedpoint.Log.from_tensors(kept)
         pair = kept["past.fixed"], kept["z.fixed"]
         for newer, older in fixedpoint.undo(model, pair, grid[::-1], log):
             yield _as_kept(newer, older, log)
 
-    def _way(self, model: Denoiser, kept: Kept, grid: Grid, gamma: Fraction) -> Iterator[Kept]:
+    def _fractions(self, grid: Grid) -> list[Fraction]:
+        """γ_i of every step but the first."""
+        return [fixedpoint.rational(gamma) for gamma in nonzero(self.gamma, grid)]
+
+    def _way(
+        self, model: Denoiser, kept: Kept, grid: Grid, gamma: list[Fraction]
+    ) -> Iterator[Kept]:
         """Along the grid with a new log."""
         log = fixedpoint.Log()
         start: Tensor | fixedpoint.Pair = fixedpoint.quantise(kept["z"])
@@ -185,6 +199,18 @@ class FixedPointInversion:
             start = kept["z.fixed"], kept["past.fixed"]
         for older, newer in fixedpoint.bdia_ddim(model, start, grid, gamma=gamma, log=log):
             yield _as_kept(newer, older, log)
+
+
+def nonzero(gamma: Gamma, grid: Grid) -> list[float]:
+    """γ of every step but the first. Raises UserError, naming the step, if one is 0."""
+    found = each_gamma(gamma, grid)
+    for place, each in enumerate(found, 2):
+        if each == 0:
+            raise UserError(
+                f"sampler.gamma is 0 at step {place} of {len(grid) - 1}, which cannot be undone: "
+                "choose numbers that are not 0, and a grid without repeated levels"
+            )
+    return found
 
 
 def _kept(x: Tensor | Kept) -> Kept:
@@ -222,7 +248,9 @@ def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inv
     found: Inversion | None = None
     if function is multistep and not given.get("final") and given.get("refine") != "hat":
         rule, gamma = given.get("rule", ddim), given.get("gamma", 0.0)
-        if rule is ddim:
+        if given.get("columns"):
+            found = None
+        elif rule is ddim:
             found = BDIAInversion(gamma) if gamma else DDIMInversion(time)
         elif rule is leapfrog and not gamma:
             found = BDIAInversion(0.0, leapfrog)

@@ -20,7 +20,7 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transf
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
-from bdia_exp.samplers.weights import NONE, OBELM, Gamma, Weights, gammas
+from bdia_exp.samplers.weights import OBELM, Coefficients, Gamma, coefficients_of, gammas
 
 # -- one evaluation per step ---------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ def multistep(
     refine: str = "literal",
     final: Rule | None = None,
     columns: Columns | None = None,
-    coefficients: Weights | None = None,
+    coefficients: Coefficients = None,
     trail: Sequence[Estimate] = (),
 ) -> Iterator[Tensor]:
     """One evaluation per step; BDIA [BDIA 27, 65] or IIA [IIA 22] on top of any rule.
@@ -56,7 +56,7 @@ def multistep(
     """
     _check_refine(refine)
     trail, steps = [*trail], len(trail) + len(grid) - 1
-    weights = coefficients or NONE
+    weights = coefficients_of(coefficients)
     if not columns:
         weights = gammas(gamma, (*(old.level for old in trail), *grid))
     past = trail[-1] if trail else None
@@ -124,7 +124,7 @@ def pndm(
     order: int = 4,
     gamma: Gamma = 0.0,
     columns: Columns | None = None,
-    coefficients: Weights | None = None,
+    coefficients: Coefficients = None,
 ) -> Iterator[Tensor]:
     """`multistep` with the rule `plms`, after first steps that need no past.
 

@@ -104,24 +104,42 @@ def fine_levels(grid: Grid, schedule: Schedule, steps: int = FINE) -> Grid:
     return (*inserted(grid[0], lowest, steps - 1, schedule), grid[-1])
 
 
-def fine_states(
-    model: Denoiser, z: Tensor, grid: Grid, schedule: Schedule, steps: int = FINE
-) -> list[Tensor]:
-    """The fine solution from z at grid[0], at the other levels of the grid; float64.
+@dataclass(frozen=True)
+class Fine:
+    """A fine solution: one evaluation at each of its levels but the last, and the state there.
 
-    DEIS of order 3 in ρ [DEIS ρAB]. Between its levels z/α is a cubic polynomial in ρ whose slopes
-    are the noise estimates (Hermite's). Raises UserError as `fine_levels` does.
+    DEIS of order 3 in ρ [DEIS ρAB]. One solution serves every grid between its ends.
     """
-    fine, wanted = fine_levels(grid, schedule, steps), [*grid[1:-1]]
-    trail: list[Estimate] = []
-    found: list[Tensor] = []
-    for s, t in pairwise(fine):
-        trail = [*trail[-2:], model(z, s)]
-        while wanted and len(trail) > 1 and wanted[0].rho >= s.rho:
-            found.append(_between(trail[-2], trail[-1], wanted.pop(0)))
-        z = along(latest(trail, 3), trail[-1], t)
-    found += [trail[-1].at(level) for level in wanted]
-    return [*found, z]
+
+    estimates: list[Estimate]
+    end: Tensor
+    levels: Grid
+
+    @classmethod
+    def solved(cls, model: Denoiser, z: Tensor, levels: Grid) -> "Fine":
+        """From z, float64 [B, …] at levels[0], to levels[-1]."""
+        trail: list[Estimate] = []
+        for s, t in pairwise(levels):
+            trail.append(model(z, s)._replace(clean=None))
+            z = along(latest(trail[-3:], 3), trail[-1], t)
+        return cls(trail, z, levels)
+
+    def at(self, level: Level) -> Tensor:
+        """The state at a level from the first to the last.
+
+        Between two levels z/α is a cubic polynomial in ρ, whose slopes are the noise estimates
+        (Hermite's); after the last evaluation it is a line.
+        """
+        if level == self.levels[-1]:
+            return self.end
+        for s, t in pairwise(self.estimates):
+            if s.level.rho >= level.rho >= t.level.rho:
+                return _between(s, t, level)
+        return self.estimates[-1].at(level)
+
+    def on(self, grid: Grid) -> list[Tensor]:
+        """The states at the levels of a grid after the first."""
+        return [self.at(level) for level in grid[1:]]
 
 
 def _between(s: Estimate, t: Estimate, level: Level) -> Tensor:

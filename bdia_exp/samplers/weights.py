@@ -77,6 +77,20 @@ class Given:
 NONE = Given(())
 """No coefficients: every step is its base."""
 
+Coefficients: TypeAlias = Weights | str | None
+"""Coefficients of columns that are not BDIA's. A text names a file, which must be read first."""
+
+
+def coefficients_of(given: Coefficients) -> Weights:
+    """The weights; none for None. Raises UserError for a file that was not read."""
+    if isinstance(given, str):
+        raise UserError(
+            f"sampler.coefficients={given} are of one model and grid, and cannot be used here: "
+            "leave this sampler out"
+        )
+    return given or NONE
+
+
 Gamma: TypeAlias = float | list[float | str] | str | Weights
 """BDIA's γ: one number; a list, whose last number is for the last step and which may leave out the
 first step; "obelm"; or `Weights`. A number in a list may be a fraction, "23/25"."""
@@ -121,7 +135,7 @@ def as_number(gamma: float | str) -> float:
     return found
 
 
-def along(gamma: Gamma, grid: Grid) -> list[float]:
+def each_gamma(gamma: Gamma, grid: Grid) -> list[float]:
     """γ of every step of a grid but the first, in the order of the steps.
 
     Raises UserError as `gammas` does, and for `Weights` that are not `Given`.

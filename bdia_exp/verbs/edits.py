@@ -10,6 +10,7 @@ from PIL import Image
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
+from bdia_exp.jobs.coefficients import bare
 from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
@@ -69,7 +70,7 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     for label, words in plan.items():
         first = compose(words)
         # No cost depends on the schedule.
-        nfe = evaluations(first.sampler.make, first.grid.make(asked.steps, linear_vp()))
+        nfe = evaluations(bare(first.sampler), first.grid.make(asked.steps, linear_vp()))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
         made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))

@@ -21,6 +21,7 @@ from bdia_exp.samplers import fixedpoint, inversion
 from bdia_exp.samplers.core import Denoiser, Grid
 from bdia_exp.samplers.cost import MOST
 from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
+from bdia_exp.samplers.weights import OBELM
 from bdia_exp.store.cache import Cells
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
@@ -114,7 +115,7 @@ def _methods(
         config = {"sampler": asked.sampler.config, "grid": asked.grid.config}
         of = partial(inversion.of, asked.sampler.make)
         plain = of()
-        has_fixed = isinstance(plain, BDIAInversion) and plain.gamma > 0
+        has_fixed = isinstance(plain, BDIAInversion) and plain.gamma not in (0, OBELM)
         for state in states:
             if state == "fixed" and not has_fixed:
                 continue
@@ -152,8 +153,10 @@ def _row(
         "method": method.label,
         "state": method.state,
         "config": method.config,
-        "amplification": method.way.amplification,
-        "predicted": [method.way.amplification**n * eps if exact else None for n in steps],
+        "predicted": [
+            method.way.growth(method.grid(n, problem.schedule)) * eps if exact else None
+            for n in steps
+        ],
         **{key: [cell[key] for cell in made] for key in ("rms", "max", "scale", "latent", "bits")},
         "outside": [cell["outside"] for cell in made],
     }
@@ -213,12 +216,12 @@ def _markdown(study: Record) -> str:
         "# Exactness of inversion",
         f"RMS error over all elements of {study['config']['count']} states after a round trip of "
         "N steps each way, relative to the RMS of the first state. Predicted: the machine epsilon "
-        "of the state, times the factor by which undoing a step enlarges an error, for every step "
-        "(1/γ for BDIA; DDIM's inversion is not exact, so nothing is predicted). This is a scale, "
-        "not a bound: the network changes errors, too, and rounds to float32. Latent: RMS of the "
-        "state at the turning point. Side: bits of side information per element and step, in fixed "
-        "point; outside: numbers outside its range, which need more side information but stay "
-        "exact. An error of 0 means that every bit is equal.",
+        "of the state, times the factor by which undoing the steps enlarges an error (for BDIA 1/γ "
+        "at each step but the first; DDIM's inversion is not exact, so nothing is predicted). This "
+        "is a scale, not a bound: the network changes errors, too, and rounds to float32. Latent: "
+        "RMS of the state at the turning point. Side: bits of side information per element and "
+        "step, in fixed point; outside: numbers outside its range, which need more side "
+        "information but stay exact. An error of 0 means that every bit is equal.",
         "![Error of round trips](exactness.png)",
     ]
     heads = ["method", "state", *(f"N = {n}" for n in steps)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdia_exp import dist
 from bdia_exp.console import progress, say
+from bdia_exp.jobs.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of
@@ -29,6 +30,7 @@ def sample(asked: Sampling) -> Record:
     if asked.noise_device == "cuda":
         dist.device("cuda")
     dist.start(device)
+    ensure(asked, device, asked.batch)
     run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
     run.require_ours("images", "images.zip", "latents")
     places = Places.of(run.root, asked)

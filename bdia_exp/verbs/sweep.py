@@ -8,6 +8,7 @@ from bdia_exp import dist, seeds
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
+from bdia_exp.jobs.coefficients import bare
 from bdia_exp.overrides import entries, numbers, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report import tables as drawing
@@ -85,7 +86,7 @@ def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
             raise UserError(f"samplers: {sampler} has no γ (no key sampler.gamma): leave it out")
         # No cost depends on the schedule.
         grid = partial(asked_of.grid.make, schedule=linear_vp())
-        spent = {nfe: affordable(asked_of.sampler.make, grid, nfe)[1] for nfe in wanted}
+        spent = {nfe: affordable(bare(asked_of.sampler), grid, nfe)[1] for nfe in wanted}
         name = sampler if len(models) == 1 else f"{model}, {sampler}"
         tables.append(
             {

@@ -18,7 +18,7 @@ from bdia_exp.samplers.grids import karras
 from bdia_exp.samplers.iia_edm import averaged
 from bdia_exp.samplers.loops import multistep
 from bdia_exp.samplers.schedules import edm, linear_vp
-from bdia_exp.samplers.targets import Global, Local, fine_states
+from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels
 from bdia_exp.samplers.weights import Given
 from tests.laws import GRIDS
 
@@ -99,7 +99,7 @@ ORACLES = {  # sampler, target: the RMS error at σ = 0, and the coefficients of
 
 @pytest.fixture(scope="module")
 def fine():
-    return fine_states(MODEL, START, GRID, SCHEDULE, 2000)
+    return Fine.solved(MODEL, START, fine_levels(GRID, SCHEDULE, 2000)).on(GRID)
 
 
 def test_the_fine_solution_is_the_exact_one(fine):

@@ -15,7 +15,7 @@ from bdia_exp.samplers.iia_edm import averaged
 from bdia_exp.samplers.loops import heun, multistep, pndm
 from bdia_exp.samplers.rules import dpmpp, plms
 from bdia_exp.samplers.schedules import edm, linear_vp
-from bdia_exp.samplers.targets import Global, Local, fine_states, inserted
+from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels, inserted
 from bdia_exp.samplers.weights import Given
 from tests.laws import GRIDS, MIXTURE
 
@@ -66,7 +66,7 @@ def test_coefficients_of_0_are_the_base_method_bit_for_bit(name):
     sampler, key, base = EVERY[name]
     grid = karras(6)
     model, z = MODEL, noise(grid)
-    fit = Fit(Global(fine_states(model, z, grid, SCHEDULE)))
+    fit = Fit(Global(Fine.solved(model, z, fine_levels(grid, SCHEDULE)).on(grid)))
     *_, _ = sampler(model, z, grid, **{key: fit})
     zeros = Watch([[0.0] * len(row) for row in fit.rows], Global([z] * 6))
     for ours, theirs in zip(
@@ -82,7 +82,7 @@ def test_a_fitted_step_is_never_farther_from_its_target(name, make, local):
     sampler, key, _ = EVERY[name]
     grid, model = make(6), MODEL
     z = noise(grid)
-    target = Global(fine_states(model, z, grid, SCHEDULE))
+    target = Global(Fine.solved(model, z, fine_levels(grid, SCHEDULE)).on(grid))
     if local:
         target = Local(sampler, model, grid, SCHEDULE)
     fit = Fit(target)
@@ -99,7 +99,7 @@ def test_the_fine_target_brings_other_noises_closer_too(name):
     sampler, key, base = EVERY[name]
     grid, model = karras(6), MODEL
     z = noise(grid, 64)
-    fine = fine_states(model, z, grid, SCHEDULE)
+    fine = Fine.solved(model, z, fine_levels(grid, SCHEDULE)).on(grid)
     fit = Fit(Global([state[:48] for state in fine]))
     *_, _ = sampler(model, z[:48], grid, **{key: fit})
     watch = Watch(fit.rows, Global([state[48:] for state in fine]))
@@ -113,7 +113,7 @@ def test_the_fine_target_brings_other_noises_closer_too(name):
 def test_bounds_and_fractions_of_coefficients():
     grid, model = karras(8), MODEL
     z = noise(grid)
-    fine = Global(fine_states(model, z, grid, SCHEDULE))
+    fine = Global(Fine.solved(model, z, fine_levels(grid, SCHEDULE)).on(grid))
     fit = Fit(fine, within=(0.5, 1.0), denominator=8)
     *_, _ = multistep(model, z, grid, gamma=fit)
     found = [row[0] for row in fit.rows[1:]]
@@ -170,7 +170,9 @@ def test_fine_states_lie_on_the_exact_trajectory(make):
         grid = make(7, clean=clean)
         z = gaussian.sample(5, grid[0], generator=torch.Generator().manual_seed(1))
         for state, level in zip(
-            fine_states(gaussian.denoiser(), z, grid, SCHEDULE), grid[1:], strict=True
+            Fine.solved(gaussian.denoiser(), z, fine_levels(grid, SCHEDULE)).on(grid),
+            grid[1:],
+            strict=True,
         ):
             assert rms(state - gaussian.flow(z, grid[0], level)) < 2e-4
 

@@ -195,7 +195,15 @@ def test_a_start_that_was_not_quantised_is_refused():
 
 @pytest.mark.parametrize(
     ("gamma", "fraction"),
-    [(0.92, (23, 25)), (1, (1, 1)), (1.0, (1, 1)), ("1/3", (1, 3)), (Fraction(2, 7), (2, 7))],
+    [
+        (0.92, (23, 25)),
+        (1, (1, 1)),
+        (1.0, (1, 1)),
+        ("1/3", (1, 3)),
+        (Fraction(2, 7), (2, 7)),
+        (1.5, (3, 2)),
+        (1 / 3, (1, 3)),
+    ],
 )
 def test_gamma_is_read_as_it_is_written(gamma, fraction):
     assert rational(gamma) == Fraction(*fraction)
@@ -204,9 +212,9 @@ def test_gamma_is_read_as_it_is_written(gamma, fraction):
 @pytest.mark.parametrize(
     ("gamma", "advice"),
     [
-        (0, "above 0 and at most 1"),
-        (-0.5, "above 0 and at most 1"),
-        (1.5, "above 0 and at most 1"),
+        (0, "choose one above 0"),
+        (-0.5, "choose one above 0"),
+        (1025, "at most 1024"),
         (math.nan, "is no number"),
         (math.inf, "is no number"),
         ("half", "is no number"),

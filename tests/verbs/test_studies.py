@@ -162,7 +162,7 @@ def test_errors_grow_with_one_over_gamma(exactness):
     assert max(exact["rms"]) < 1e-14
     growth = np.log2(half["rms"][2] / half["rms"][0])
     assert growth == pytest.approx(30, abs=8), "a factor of 1/γ a step"
-    assert half["predicted"] == pytest.approx([2.0**n * 2.0**-52 for n in (10, 20, 40)])
+    assert half["predicted"] == pytest.approx([2.0 ** (n - 1) * 2.0**-52 for n in (10, 20, 40)])
     single = found["bdia_ddim γ=0.5", "float32", "noise"]
     assert single["rms"][1] / half["rms"][1] == pytest.approx(2**29, rel=0.99)
     latent = found["bdia_ddim γ=0.5", "float64", "image"]["latent"]
@@ -175,7 +175,6 @@ def test_ddim_s_inversion_is_not_exact_and_edict_s_is(exactness):
     for time in ("target", "own"):
         assert min(found[f"ddim, time {time}", "float64", "image"]["rms"]) > 1e-3
     assert max(found["edict", "float64", "image"]["rms"]) < 1e-12
-    assert found["edict", "float64", "image"]["amplification"] == pytest.approx(1 / 0.93**2)
     assert ("edict", "fixed", "image") not in found
 
 

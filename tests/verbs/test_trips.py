@@ -38,7 +38,7 @@ def test_a_round_trip_returns_the_pixels_and_says_by_how_much_errors_grow(source
     out, record = tripped
     assert record["pixel_error"] == {"max": 0, "rms": 0}
     assert 0 < record["state_error"]["max"] < 1e-9
-    assert record["amplification"]["predicted"] == pytest.approx(0.9**-4)
+    assert record["amplification"]["predicted"] == pytest.approx(0.9**-3)
     assert 0.1 < record["amplification"]["measured"] / record["amplification"]["predicted"] < 10
     assert (record["nfe"], record["nfe_back"], record["steps"]) == (4, 3, 4)
     assert torch.equal(ImageSet(out).read(range(3)), ImageSet(source).read(range(3)))
@@ -102,7 +102,7 @@ def test_one_step_of_fixed_point(source, tmp_path):
 def test_a_small_gamma_amplifies_as_predicted(source, tmp_path):
     words = ("nfe=16", "device=cpu", "sampler.gamma=0.5", "limit=1", f"out={tmp_path / 'x'}")
     found = do("roundtrip", str(source), *words)["amplification"]
-    assert found["predicted"] == 2**16
+    assert found["predicted"] == 2**15
     assert 0.03 < found["measured"] / found["predicted"] < 30
 
 

@@ -1,0 +1,121 @@
+"""`fit`: finds the coefficients of a sampler for one model and number of evaluations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdia_exp import dist
+from bdia_exp.jobs import fitting
+from bdia_exp.jobs.fitting import FitOptions
+from bdia_exp.jobs.identity import fitted_for
+from bdia_exp.jobs.settings import Computing, Drawing
+from bdia_exp.report import figures
+from bdia_exp.report.markdown import markdown_table, publish, short
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+FILE = "coefficients.json"
+STATES = ("base", "fitted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting(Drawing, Computing):
+    """The sampler, its model and grid, and how its coefficients are fitted."""
+
+    fit: dict
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        fitting.key_of(self.sampler.make)
+        FitOptions(**self.fit)
+
+    @property
+    def options(self) -> FitOptions:
+        """What was given, and the usual options of this sampler for the rest."""
+        usual = fitting.usual(self.sampler.make)
+        given = {key: value for key, value in self.fit.items() if value is not None}
+        return FitOptions(**{**vars(usual), **given})
+
+
+def fit(asked: Fitting) -> Record:
+    """Fits, and writes coefficients.json with a record, a table and a figure. Returns the record.
+
+    Raises UserError if the folder holds other coefficients.
+    """
+    device = dist.device(asked.device)
+    identity = {**fitted_for(asked), "fit": vars(asked.options), "nfe": asked.nfe}
+    identity["grid"] = asked.grid.config
+    root = Path(asked.out).expanduser() if asked.out else _folder(asked, identity)
+    before = records.load(root / "record.json")
+    if before:
+        records.require_same(root, before.get("identity", {}), identity)
+    found = fitting.made(asked, device, asked.batch, asked.options)
+    records.save(root / FILE, found)
+    record: Record = {
+        "command": "fit",
+        "identity": identity,
+        "config": asked.plain(),
+        **records.provenance(),
+        "device": dist.device_name(device),
+        "complete": True,
+        **found,
+    }
+    records.save(root / "record.json", record)
+    publish(root, "fit", record, _markdown(asked, root, found), figures.coefficients)
+    return record
+
+
+def _folder(asked: Fitting, identity: Record) -> Path:
+    name = f"fit-{asked.sampler.name}-nfe{asked.nfe}-{records.digest(identity)}"
+    return Path("runs") / asked.model.name / name
+
+
+def _markdown(asked: Fitting, root: Path, found: Record) -> str:
+    """The coefficients and residuals of each step, and the errors at the end."""
+    how, held = found["fit"], found["held_out_residuals"]
+    key, levels = how["argument"], found["for"]["levels"]
+    most = max(map(len, found["coefficients"]))
+    names = ["γ"] if key == "gamma" else [f"w{number}" for number in range(most)]
+    heads = ["step", "σ/α", *names, "residual of the base", "fitted", "held out: base", "fitted"]
+    first = len(levels) - len(found["coefficients"])
+    rows = []
+    for place, row in enumerate(found["coefficients"]):
+        alpha, sigma, _ = levels[place + first]
+        numbers = [f"{weight:.4g}" for weight in row]
+        numbers += ["–"] * (most - len(row))
+        four = [
+            short(side[state][place])
+            for side in (found["residuals"], held)
+            for state in ("before", "after")
+        ]
+        at = f"{sigma / alpha:.4g}" if alpha else "∞"
+        rows.append([str(place + first), at, *numbers, *four])
+    parts = [
+        f"# Coefficients of {asked.sampler.name} at NFE {asked.nfe}, {asked.model.name}",
+        f"Fitted on the noises of seeds {how['seeds']}, target {how['target']}; held out: seeds "
+        f"{how['held_out_seeds']}. The fit made {how['evaluations_per_noise']} evaluations per "
+        f"noise; sampling makes {asked.nfe}, as without a fit. Residuals are the RMS distance of a "
+        "step's end from its target.",
+        markdown_table(heads, rows),
+        "Distance of the end states from the fine solution of the same noises:",
+        _ends(found["end_errors"]),
+        "![Coefficients and residuals](fit.png)",
+        f"Use them with sampler.{key}={root / FILE}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _ends(errors: Record) -> str:
+    rows = [
+        [
+            name,
+            *(short(errors[where][state][what]) for what in ("rms", "median") for state in STATES),
+        ]
+        for name, where in (("the batch", "batch"), ("held out", "held_out"))
+    ]
+    heads = ["noises", *(f"{what}, {state}" for what in ("RMS", "median") for state in STATES)]
+    return markdown_table(heads, rows)
+
+
+VERB = Verb(fit, Fitting)

@@ -1,0 +1,214 @@
+"""`fit`, and runs that use its file: found, checked, made when needed, part of the identity."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bdia_exp import dist
+from bdia_exp.cli.configs import call, settings
+from bdia_exp.errors import UserError
+from bdia_exp.jobs import fitting
+from bdia_exp.jobs.coefficients import Coefficients
+from bdia_exp.jobs.fitting import Batch
+from bdia_exp.jobs.sampling import Job
+from bdia_exp.samplers.schedules import edm
+from bdia_exp.store import records
+from tests.asking import one_sentence
+from tests.verbs.running import pngs, sample
+
+FEW = ["fit.images=3", "fit.held_out=2", "fit.fine=12", "device=cpu", "batch=2"]
+BDIA = ["sampler=bdia_ddim", "grid=karras", "nfe=5"]
+IIA = ["sampler=iia_edm", "nfe=5"]
+pytestmark = pytest.mark.usefixtures("four_rows")
+
+
+def fit(out, *words):
+    return call("fit", [*FEW, *words, f"out={out}"])
+
+
+@pytest.fixture(scope="module")
+def fitted(four_rows, tmp_path_factory):
+    """γ of BDIA-DDIM at NFE 5."""
+    root = tmp_path_factory.mktemp("fit")
+    return root, fit(root, *BDIA, "fit.within=[0.05,2]")
+
+
+@pytest.mark.quick
+def test_a_fit_writes_its_coefficients_and_their_errors(fitted):
+    root, record = fitted
+    found = json.loads((root / "coefficients.json").read_text())
+    rows = found["coefficients"]
+    assert [len(row) for row in rows] == [0, 1, 1, 1, 1]
+    assert all(0.05 <= row[0] <= 2 for row in rows[1:])
+    assert found["for"]["levels"][-1] == [1, 0, 0]
+    assert len(found["for"]["checkpoint"]) == 64
+    # 12 of the fine solution, 5 of the fit
+    assert found["fit"]["evaluations_per_noise"] == 17
+    assert found["fit"]["seeds"] == "3000000000-3000000002"
+    assert found["fit"]["held_out_seeds"] == "3000000003-3000000004"
+    ends = found["end_errors"]["batch"]
+    assert ends["fitted"]["rms"] < ends["base"]["rms"]
+    assert record["commit"]
+    text = (root / "fit.md").read_text()
+    assert "| γ |" in text
+    assert "sampling makes 5, as without a fit" in text
+    assert (root / "fit.png").stat().st_size > 10_000
+
+
+def test_a_run_uses_them_and_its_identity_has_their_hash(fitted, tmp_path):
+    root, _ = fitted
+    file = root / "coefficients.json"
+    record = sample(tmp_path / "a", *BDIA, "images=2", f"sampler.gamma={file}")
+    assert record["nfe"] == 5
+    assert len(record["identity"]["coefficients_sha256"]) == 64
+    assert str(file) not in json.dumps(record["identity"])
+    gammas = [row[0] for row in json.loads(file.read_text())["coefficients"][1:]]
+    sample(tmp_path / "b", *BDIA, "images=2", f"sampler.gamma={gammas}")
+    assert pngs(tmp_path / "a") == pngs(tmp_path / "b")
+    sample(tmp_path / "c", *BDIA, "images=2", "sampler.gamma=obelm")
+    assert pngs(tmp_path / "a") != pngs(tmp_path / "c")
+    other = tmp_path / "other.json"
+    other.write_text(file.read_text().replace('"fine": 12', '"fine": 13'))
+    with pytest.raises(UserError, match="coefficients_sha256 was"):
+        sample(tmp_path / "a", *BDIA, "images=2", f"sampler.gamma={other}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nfe=6"], r"other levels \(5 steps; this grid has 6 steps\)"),
+        (["grid.rho=6"], r"other levels \(5 steps; this grid has 5 steps\)"),
+        (["sampler=bdia_ipndm", "grid=karras"], "another sampler"),
+        (["model.checkpoint=random:1"], "another checkpoint"),
+    ],
+)
+def test_coefficients_of_anything_else_are_refused(fitted, tmp_path, words, message):
+    file = fitted[0] / "coefficients.json"
+    if words[0].startswith("model"):
+        words = [f"model.checkpoint={_other_weights(tmp_path)}"]
+    with pytest.raises(UserError, match=message):
+        sample(tmp_path / "x", *BDIA, "images=1", f"sampler.gamma={file}", *words)
+
+
+def _other_weights(root):
+    """A copy of the bundled checkpoint with one number changed, and its JSON."""
+    from safetensors.torch import load_file, save_file
+
+    from bdia_exp.sources import checkpoints
+
+    path = checkpoints.locate("bundled:fashion_mini.safetensors")
+    state = load_file(path)
+    name = sorted(state)[0]
+    state[name] = state[name] + 1
+    save_file(state, root / "other.safetensors")
+    (root / "other.json").write_text(path.with_suffix(".json").read_text())
+    return root / "other.safetensors"
+
+
+def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    small = fitting.FitOptions(images=2, fine=8)
+    monkeypatch.setattr(fitting, "usual", lambda sampler: small)
+    words = [*IIA, "images=2"]
+    record = sample(tmp_path / "a", *words)
+    assert "fitting the coefficients of iia_edm at nfe=5" in capsys.readouterr().out
+    (file,) = (tmp_path / "cache" / "coefficients").iterdir()
+    assert file.name.startswith("fashion_mini-iia_edm-nfe5-")
+    assert record["config"]["sampler"]["coefficients"] == "auto"
+    sample(tmp_path / "b", *words, f"sampler.coefficients={file}")
+    assert "fitting" not in capsys.readouterr().out
+    assert pngs(tmp_path / "a") == pngs(tmp_path / "b")
+    base = sample(tmp_path / "c", *words, "sampler.coefficients=null")
+    assert "coefficients_sha256" not in base["identity"]
+    sample(tmp_path / "d", "sampler=edm", "nfe=5", "images=2")
+    assert pngs(tmp_path / "c") == pngs(tmp_path / "d") != pngs(tmp_path / "a")
+
+
+@pytest.mark.parametrize("state", ["float64", "fixed"])
+def test_a_trip_with_a_gamma_a_step_is_exact(fitted, source, tmp_path, state):
+    file = fitted[0] / "coefficients.json"
+    words = [*BDIA, f"sampler.gamma={file}", f"state={state}", "device=cpu", "limit=1"]
+    words.append(f"images={source}")
+    record = call("roundtrip", [*words, f"out={tmp_path / 'x'}"])
+    gammas = [row[0] for row in json.loads(file.read_text())["coefficients"][1:]]
+    growth = 1 / torch.tensor(gammas, dtype=torch.float64).prod().item()
+    assert record["amplification"]["predicted"] == pytest.approx(growth)
+    assert record["state_error"]["max"] <= (0 if state == "fixed" else 1e-5)
+    part = call("invert", [*words, "strength=0.6", f"out={tmp_path / 'y'}"])
+    assert part["steps"] == 3
+
+
+@pytest.mark.quick
+def test_a_batch_is_evaluated_in_parts(four_rows):
+    job = Job.of(settings("sample", ["sampler=ddim", "grid=karras", "nfe=2"]), "cpu")
+    batch = Batch.of(job, range(5), 2)
+    whole = Batch.of(job, range(5), 5)
+    assert len(batch.denoisers) == 3
+    one, other = (each(batch.z, edm(2.0)) for each in (batch, whole))
+    assert torch.allclose(one.eps, other.eps, atol=1e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "holds no coefficients"),
+        ('{"coefficients": [[1]]}', "holds no coefficients"),
+        ('{"coefficients": [["x"]], "for": {}}', "not a finite number"),
+        ('{"coefficients": [[NaN]], "for": {}}', "holds no coefficients"),
+        ('{"coefficients": 3, "for": {}}', "holds no coefficients"),
+        ('{"coefficients": [[1]], "for": {"levels": 3}}', "holds no coefficients"),
+        ('{"coefficients": [[1]], "for": {}}', "another checkpoint"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Coefficients.read(str(tmp_path / "c.json")).require({"checkpoint": "abc", "levels": []})
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sampler=cbdia"], "this sampler has no coefficients"),
+        (["fit.target=x"], "fit.target='x' is unknown"),
+        (["fit.images=0"], "fit.images=0"),
+        (["fit.within=[1]"], "must be two numbers"),
+        (["fit.first_seed=-1"], "fit.first_seed=-1"),
+        (["fit.fine=4", "nfe=9"], "no finer than this grid"),
+    ],
+)
+def test_bad_requests_get_one_sentence(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in one_sentence("fit", *words, "device=cpu")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sampler.gamma=nothing.json"], "nothing is at nothing.json"),
+        (["sampler.gamma=true"], "must be 0 to 1"),
+        (["sampler.gamma=[1,x]"], "x is no number"),
+        (["sampler.gamma=1.5"], "must be 0 to 1"),
+        (["sampler.gamma=[1,0.5]", "nfe=9"], "needs 8: one for each step but the first"),
+        (["sampler=bdia_edm", "sampler.gamma=obelm"], "is for sampler=bdia_ddim"),
+        (["sampler=iia_ddim", "sampler.coefficients=nothing"], "nothing is at nothing"),
+    ],
+)
+def test_bad_coefficients_get_one_sentence(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in one_sentence("sample", "sampler=bdia_ddim", *words, "device=cpu")
+
+
+def test_the_record_is_of_one_fit(fitted):
+    root, record = fitted
+    assert records.load(root / "record.json")["identity"] == record["identity"]
+    with pytest.raises(UserError, match="holds another experiment"):
+        fit(root, *BDIA, "fit.target=local")
+    assert dist.world() == 1
+    sigmas = [level[1] for level in record["for"]["levels"]]
+    assert all(a > b for a, b in pairwise(sigmas))

@@ -130,7 +130,6 @@ SAMPLERS = [
     _two("cbdia_1_0", 1, partial(cbdia, gamma1=1.0, gamma2=0.0)),
     _two("cbdia_4_96", 2, partial(cbdia, gamma1=0.04, gamma2=0.96)),
     _rex("euler", 1, 1),
-    _rex("heun", 2, 2, zeta=1.0),
     _rex("heun", 2, 2, predicts="data"),
     _rex("ssprk3", 3, 3, zeta=1.0),
     _rex("rk38", 4, 4),

@@ -65,8 +65,9 @@ def psi(
 ) -> Tensor:
     """Ψ(s → t | u): the change of u/w in a step from s to t [REX Psi].
 
-    The stages at s and t are evaluated there. A stage between them is evaluated at the level of
-    EDM, (1, ρ), of its clock: every model reads the time of this ρ in its own schedule.
+    u and the result are [B, …]. The stages at s and t are evaluated there. A stage between them is
+    evaluated at the level of EDM, (1, ρ), of its clock: every model reads the time of this ρ in its
+    own schedule.
     """
     start = form.clock(s.rho)
     h = form.clock(t.rho) - start

@@ -12,7 +12,7 @@ import torch
 
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.samplers.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
-from bdia_exp.samplers.loops import STARTS, bdia, cbdia, edict, heun, multistep, pndm
+from bdia_exp.samplers.loops import STARTS, bdia, cbdia, edict, heun, multistep, pndm, rex
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.samplers.schedules import edm
 
@@ -83,6 +83,17 @@ def _two(name: str, order: int, sampler: Sampler) -> Entry:
     return Entry(name, sampler, order, two_a_step, two_a_step)
 
 
+def _rex(tableau: str, order: int, stages: int, **options) -> Entry:
+    def to_clean(steps: int) -> int:
+        return 2 * stages * (steps - 1) + 2  # the last step is Euler's
+
+    def to_noisy(steps: int) -> int:
+        return 2 * stages * steps
+
+    name = "_".join(["rex", tableau, *map(str, options.values())])
+    return Entry(name, partial(rex, tableau=tableau, **options), order, to_clean, to_noisy)
+
+
 def _deis(order: int, clock: str) -> Rule:
     return partial(deis, order=order, clock=clock)
 
@@ -118,6 +129,11 @@ SAMPLERS = [
     _two("cbdia_0_1", 2, partial(cbdia, gamma1=0.0, gamma2=1.0)),
     _two("cbdia_1_0", 1, partial(cbdia, gamma1=1.0, gamma2=0.0)),
     _two("cbdia_4_96", 2, partial(cbdia, gamma1=0.04, gamma2=0.96)),
+    _rex("euler", 1, 1),
+    _rex("heun", 2, 2, predicts="data"),
+    _rex("ssprk3", 3, 3, zeta=1.0),
+    _rex("rk38", 4, 4),
+    _rex("rk4", 4, 4, predicts="data"),
     _heun("edm"),
     _heun("bdia_edm_1", gamma=1.0),
     _heun("bdia_edm_half", gamma=0.5),

@@ -174,8 +174,11 @@ class Job:
         condition: Condition = self.texts(seeds) if self.texts else labels
         denoiser = Counted(self.model.denoiser(condition))
         sampler: Callable[..., Iterator[Tensor]] = self.sampler
-        if "noise" in inspect.signature(sampler).parameters:
+        takes = inspect.signature(sampler).parameters
+        if "noise" in takes:
             sampler = partial(sampler, noise=rng.randn_like)  # drawn after the start
+        if "seeds" in takes:
+            sampler = partial(sampler, seeds=seeds)  # it draws from generators of its own
         with torch.inference_mode():
             for state in sampler(denoiser, z, self.grid):
                 step()

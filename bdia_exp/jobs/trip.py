@@ -159,7 +159,9 @@ class Trip:
             texts = [str(text) for text in (own, getattr(self.asked, "to", own))]
             record["prompts_cut"] = models.warn_of_cut(self.model, texts)
         self.run.begin(record, self.asked.plain())
-        return there or self.encode([{"z": z} for z in self.states.split(self.asked.batch)])
+        seeds = torch.arange(len(self.images))  # for a sampler that draws noise
+        parts = (tensor.split(self.asked.batch) for tensor in (self.states, seeds))
+        return there or self.encode([{"z": z, "seeds": own} for z, own in zip(*parts, strict=True)])
 
     def encode(self, starts: Sequence[Kept]) -> Way:
         """Inverts to noise, batch by batch."""

@@ -7,7 +7,7 @@ are kept between the two directions: one state for DDIM, two for the exact metho
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -20,7 +20,8 @@ from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers import fixedpoint
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Rule, Sampler, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling
-from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep
+from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep, rex
+from bdia_exp.samplers.rex import Rex
 from bdia_exp.samplers.rules import ddim, leapfrog
 from bdia_exp.samplers.weights import Gamma, each_gamma
 
@@ -131,7 +132,11 @@ class BDIAInversion:
 
 @dataclass(frozen=True)
 class CoupledInversion:
-    """The inversion of two coupled states, exact up to rounding: both are kept."""
+    """The inversion of two coupled states, exact up to rounding: both are kept.
+
+    A coupling that draws noise draws it again from the images' seeds, which are kept too: "seeds",
+    int64 [B]; image k of a batch has the seed k if none are given.
+    """
 
     coupling: Coupling
     keeps = ("z", "y")
@@ -141,15 +146,20 @@ class CoupledInversion:
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
         kept = _kept(x)
-        pair = kept["z"], kept.get("y", kept["z"])
-        for z, y in coupled(model, pair, grid, self.coupling, undo=True):
-            yield {"z": z, "y": y}
+        return self._way(model, {"y": kept["z"], **kept}, grid, undo=True)
 
     def decode(
         self, model: Denoiser, kept: Kept, grid: Grid, *, same: bool = True
     ) -> Iterator[Kept]:
-        for z, y in coupled(model, (kept["z"], kept["y"]), grid, self.coupling):
-            yield {"z": z, "y": y}
+        return self._way(model, kept, grid, undo=False)
+
+    def _way(self, model: Denoiser, kept: Kept, grid: Grid, *, undo: bool) -> Iterator[Kept]:
+        coupling, seeds = self.coupling, {}
+        if isinstance(coupling, Rex) and coupling.sde:
+            seeds = {"seeds": kept.get("seeds", torch.arange(len(kept["z"])))}
+            coupling = replace(coupling, seeds=tuple(seeds["seeds"].tolist()))
+        for z, y in coupled(model, (kept["z"], kept["y"]), grid, coupling, undo=undo):
+            yield {"z": z, "y": y, **seeds}
 
 
 @dataclass(frozen=True)
@@ -258,9 +268,11 @@ def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inv
         found = CoupledInversion(EDICT(**given))
     elif function is cbdia:
         found = CoupledInversion(CBDIA(**given))
+    elif function is rex:
+        found = CoupledInversion(Rex(**given))
     if found is None:
         raise UserError(
-            "this sampler has no inverse: choose sampler=bdia_ddim, leapfrog, edict or cbdia, "
+            "this sampler has no inverse: choose sampler=bdia_ddim, leapfrog, edict, cbdia or rex, "
             "which are exact, or ddim, which is not"
         )
     if state == "fixed":

@@ -18,6 +18,7 @@ from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.columns import Columns
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
+from bdia_exp.samplers.rex import Rex
 from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm, is_vp, vp
 from bdia_exp.samplers.weights import OBELM, Coefficients, Gamma, coefficients_of, gammas
@@ -290,3 +291,23 @@ def cbdia(
     """Coupled BDIA from two equal states; yields y, which at (0, 1) is BDIA's [BDIA 43-46]."""
     for _, second in coupled(model, (z, z), grid, CBDIA(gamma1, gamma2)):
         yield second
+
+
+def rex(
+    model: Denoiser,
+    z: Tensor,
+    grid: Grid,
+    *,
+    tableau: str = "euler",
+    predicts: str = "noise",
+    zeta: float = 0.999,
+    sde: str | None = None,
+    seeds: Sequence[int] = (),
+) -> Iterator[Tensor]:
+    """Rex from two equal states; yields the first one [REX forward].
+
+    `seeds` are those of the images: they give the Brownian paths if `sde` is set.
+    """
+    coupling = Rex(tableau, predicts, zeta, sde, tuple(seeds))
+    for first, _ in coupled(model, (z, z), grid, coupling):
+        yield first

@@ -123,7 +123,7 @@ def _sampler(label: str, overrides: list[str], compose: Compose) -> _Chosen:
     """A sampler and the kind of its levels: EDM's if its default grid is EDM's, else the arc."""
     asked = compose(overrides)
     config = asked.sampler.config
-    if config.get("S_churn"):
+    if config.get("S_churn") or config.get("sde"):
         raise UserError(f"samplers: {label!r} draws noise, so it has no order: leave it out")
     levels = "edm" if asked.grid.name == "karras" else "arc"
     return _Chosen(label, asked.sampler.make, config, levels)

@@ -25,7 +25,7 @@ def keys_of(node: dict, prefix: str) -> list[str]:
 
 CASES = [("grid", name) for name in options("grid")]
 CASES += [("sampler", name) for name in ("bdia_edm", "edm_churn", "bdia_dpmpp_2m", "bdia_deis")]
-CASES += [("sampler", name) for name in ("f_pndm", "edict", "cbdia", "bdia2")]
+CASES += [("sampler", name) for name in ("f_pndm", "edict", "cbdia", "bdia2", "rex")]
 
 
 @pytest.mark.parametrize(("group", "name"), CASES)

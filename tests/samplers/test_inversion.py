@@ -14,7 +14,7 @@ from bdia_exp.samplers.inversion import (
     FixedPointInversion,
     of,
 )
-from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep
+from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep, rex
 from bdia_exp.samplers.rules import deis, dpmpp, leapfrog
 from tests.laws import GRIDS, MIXTURE, states, vp_arc
 
@@ -33,6 +33,8 @@ EXACT = {
     "cbdia_0_1": partial(cbdia, gamma1=0.0, gamma2=1.0),
     "cbdia_1_0": partial(cbdia, gamma1=1.0, gamma2=0.0),
     "cbdia_4_96": partial(cbdia, gamma1=0.04, gamma2=0.96),
+    "rex": rex,
+    "rex_rk4_data": partial(rex, tableau="rk4", predicts="data"),
 }
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.__name__)
 
@@ -108,6 +110,7 @@ def test_ddim_inversion_asks_about_the_level_of_the_paper():
         (FixedPointInversion(), STEPS, STEPS - 1),
         (of(edict), 2 * STEPS, 2 * STEPS),
         (of(EXACT["cbdia_4_96"]), 2 * STEPS, 2 * STEPS),
+        (of(EXACT["rex_rk4_data"]), 8 * STEPS, 8 * STEPS),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -18,6 +18,16 @@ from bdia_exp.verbs import verb
 from tests.verbs.running import QUICK, pngs, sample
 
 
+def test_rex_draws_its_brownian_paths_from_the_seeds_of_its_images(tmp_path):
+    words = ("sampler=rex", "sampler.predicts=data", "sampler.sde=em", "nfe=6", "save=zip")
+    sample(tmp_path / "whole", "images=3", *words)
+    sample(tmp_path / "parts", "images=3", *words, "batch=2")
+    sample(tmp_path / "one", "seeds=2", *words)
+    whole, parts, one = (ImageSet(tmp_path / name) for name in ("whole", "parts", "one"))
+    assert torch.equal(whole.read(range(3)), parts.read(range(3)))
+    assert torch.equal(whole.read([2]), one.read([0]))
+
+
 def test_a_stochastic_sampler_draws_from_the_seeds_of_its_images(tmp_path):
     """Its noise, too, is of the seed alone: not of the batch, nor of the images beside it."""
     churn = ("sampler=edm_churn", "nfe=5", "save=zip")

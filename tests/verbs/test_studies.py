@@ -239,6 +239,7 @@ MISTAKES = {
     "convergence samplers=ddmi": "did you mean 'ddim'?",
     "convergence samplers=[]": "give samplers=",
     "convergence samplers=edm_churn": "draws noise, so it has no order",
+    "convergence samplers='rex sampler.predicts=data sampler.sde=em'": "draws noise, so it has no",
     "convergence samplers='ddim nfe=3'": "'nfe=3' of 'ddim nfe=3' cannot be changed",
     "convergence samplers='ddim sampler.gama=1'": "did you mean 'sampler.gamma'?",
     "convergence problems=gausian samplers=ddim": "neither one of gaussian, mixture nor a model",

@@ -20,6 +20,7 @@ KINDS = {
     "bdia": ("sampler.gamma=0.9",),
     "fixed": ("sampler.gamma=0.9", "state=fixed"),
     "edict": ("sampler=edict",),
+    "rex": ("sampler=rex", "sampler.predicts=data", "sampler.sde=em", "nfe=4"),
     "ddim": ("sampler=ddim",),
 }
 

@@ -75,7 +75,7 @@ def test_ddim_does_not_come_back(source, tmp_path):
     assert record["amplification"] is None
 
 
-@pytest.mark.parametrize("sampler", ["edict", "cbdia", "leapfrog"])
+@pytest.mark.parametrize("sampler", ["edict", "cbdia", "rex", "leapfrog"])
 def test_other_exact_samplers_come_back(source, tmp_path, sampler):
     words = (f"sampler={sampler}", "nfe=4", "device=cpu", f"out={tmp_path}", "limit=2")
     assert do("roundtrip", str(source), *words)["pixel_error"]["max"] <= 1

@@ -11,10 +11,13 @@ from typing import NamedTuple
 import torch
 
 from bdia_exp.models.toy import Gaussian, GaussianMixture
+from bdia_exp.samplers import columns
 from bdia_exp.samplers.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
-from bdia_exp.samplers.loops import STARTS, bdia, cbdia, edict, heun, multistep, pndm, rex
+from bdia_exp.samplers.iia_edm import averaged, slopes
+from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep, pndm, rex
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.samplers.schedules import edm
+from bdia_exp.samplers.starts import STARTS
 
 
 def one_a_step(steps: int) -> int:
@@ -63,12 +66,12 @@ def _single(
     )
 
 
-def _pndm(name: str, start: str, order: int, extra: int, gamma: float = 0.0) -> Entry:
+def _pndm(name: str, start: str, order: int, extra: int, gamma: float = 0.0, **options) -> Entry:
     def nfe(steps: int) -> int:
         each = extra // STARTS[start][1]
         return steps + each * min(steps, STARTS[start][1])
 
-    base = partial(pndm, start=start, order=order)
+    base = partial(pndm, start=start, order=order, **options)
     sampler = partial(base, gamma=gamma) if gamma else base
     return Entry(name, sampler, 1 if gamma else 2, nfe, nfe, base if gamma else None, gamma)
 
@@ -118,6 +121,14 @@ SAMPLERS = [
     _single("deis_rhoab_3", order=2, rule=_deis(3, "rho"), low_start=True),
     _single("deis_log_rho_2", order=2, rule=_deis(2, "log_rho")),
     _single("bdia_deis_half", order=1, rule=_deis(3, "vp_time"), gamma=0.5),
+    # Columns without coefficients: their bases. tests/samplers/test_fitted.py has the coefficients.
+    _single("iia_ddim", order=1, columns=columns.differences),
+    _single("iia_ipndm", order=2, rule=plms, columns=columns.differences, low_start=True),
+    _single("iia_dpmpp", order=2, rule=dpmpp, final=ddim, columns=columns.newest),
+    _single("ab_fitted", order=1, columns=columns.noises),
+    _pndm("iia_spndm", start="heun", order=2, extra=1, columns=columns.differences),
+    Entry("iia_edm", averaged, 2, two_but_the_last, two_a_step),
+    Entry("biia_edm", partial(averaged, columns=slopes), 2, two_but_the_last, two_a_step),
     _pndm("plms", start="heun", order=4, extra=1),
     _pndm("bdia_plms_half", start="heun", order=4, extra=1, gamma=0.5),
     _pndm("s_pndm", start="heun", order=2, extra=1),

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EQUATIONS.md").read_text()
 CODE = {path: path.read_text() for path in (ROOT / "bdia_exp").rglob("*.py")}
-TAG = re.compile(r"\[((?:BDIA|IIA|gDDIM|EDICT|EDM|DDIM|DEIS|PNDM|CFG|RF|REX)\s[^\[\]]+)\]")
+TAG = re.compile(r"\[((?:BDIA|IIA|BELM|gDDIM|EDICT|EDM|DDIM|DEIS|PNDM|CFG|RF|REX)\s[^\[\]]+)\]")
 
 
 def tags(text: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 A fit runs a sampler on a batch of starting noises. At each step it chooses the coefficients that
 bring the state closest to a target; the next step starts from the fitted state. One problem per
-step, over all elements of all images [IIA 13, 19, 23].
+step, over all elements of all images. IIA's (13), (19) and (23) are this, each for its columns.
 """
 
 from collections.abc import Callable, Sequence

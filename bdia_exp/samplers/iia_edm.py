@@ -1,4 +1,4 @@
-"""IIA-EDM: EDM's sampler with columns, and what these are computed from [IIA 11-19]."""
+"""IIA-EDM: EDM's sampler with columns, and what these are computed from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

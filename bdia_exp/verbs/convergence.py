@@ -25,8 +25,8 @@ from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import MOST
 from bdia_exp.samplers.grids import arc, karras
-from bdia_exp.samplers.loops import runge_kutta
 from bdia_exp.samplers.schedules import edm
+from bdia_exp.samplers.starts import runge_kutta
 from bdia_exp.store.cache import Cells
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb

@@ -11,9 +11,10 @@ import pytest
 from scipy.integrate import quad
 
 from bdia_exp.samplers.core import Level
-from bdia_exp.samplers.loops import bdia, halfway, multistep, pndm
+from bdia_exp.samplers.loops import bdia, multistep, pndm
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, plms
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp, linear_vp_time
+from bdia_exp.samplers.starts import halfway
 from tests.samplers.paper import GAMMAS, NETWORK, VP, Z_N, N, Paper, same, solve
 
 pytestmark = pytest.mark.quick

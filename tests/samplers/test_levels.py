@@ -20,7 +20,6 @@ from bdia_exp.samplers.loops import (
     bdia,
     cbdia,
     edict,
-    halfway,
     heun,
     multistep,
     pndm,
@@ -28,6 +27,7 @@ from bdia_exp.samplers.loops import (
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.samplers.schedules import edm as edm_level
 from bdia_exp.samplers.schedules import is_edm, is_vp, linear_vp, rectified
+from bdia_exp.samplers.starts import halfway
 from bdia_exp.seeds import Generators
 from tests.laws import GAUSSIAN, MIXTURE, end, states, vp_arc
 

@@ -10,8 +10,9 @@ from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import CLEAN, Counted, Estimate, Grid, Level
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.grids import karras
-from bdia_exp.samplers.loops import halfway, heun, multistep, pndm
+from bdia_exp.samplers.loops import heun, multistep, pndm
 from bdia_exp.samplers.rules import deis
+from bdia_exp.samplers.starts import halfway
 from tests.laws import (
     GAUSSIAN,
     GRIDS,

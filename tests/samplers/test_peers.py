@@ -36,7 +36,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdia_exp.samplers import loops
+from bdia_exp.samplers import starts
 from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Grid, Level, Sampler, transfer
 from bdia_exp.samplers.grids import karras, uniform
 from bdia_exp.samplers.loops import heun, multistep, pndm
@@ -177,7 +177,7 @@ def walk_back(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
 def f_pndm_by_table(model: Denoiser, z: Tensor, grid: Grid) -> Iterator[Tensor]:
     """F-PNDM, the levels halfway looked up at the middle times as PNDMScheduler does it."""
     level = schedule(ready(peer("PNDM"), {}))
-    with patch.object(loops, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
+    with patch.object(starts, "halfway", lambda s, t: level(int(s.time + t.time) // 2)):
         yield from f_pndm(model, z, grid)
 
 

@@ -16,7 +16,8 @@ from bdia_exp.store.files import json_object
 from bdia_exp.store.records import Record
 
 AUTO = "auto"
-"""The value for a file that is made when it is needed, and kept in the cache."""
+"""The value for a file that is made when it is needed, and kept in the cache; a target may follow:
+auto:variance."""
 KEYS = ("coefficients", "gamma")
 """The arguments of a sampler that may name a file."""
 CLOSE = 1e-9
@@ -30,6 +31,11 @@ def file_of(sampler: Mapping[str, Any]) -> tuple[str, str] | None:
         if isinstance(value, str) and value != OBELM:
             return key, value
     return None
+
+
+def is_automatic(name: str) -> bool:
+    """Whether the file is one of the cache, made when it is needed."""
+    return name == AUTO or name.startswith(f"{AUTO}:")
 
 
 def bare(sampler: Choice[Sampler]) -> Sampler:

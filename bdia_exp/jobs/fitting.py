@@ -1,7 +1,7 @@
 """Fits the coefficients of a sampler for one model and grid, and writes their file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from statistics import median
 
@@ -12,7 +12,7 @@ from bdia_exp import dist
 from bdia_exp.console import one_of, positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
-from bdia_exp.jobs.coefficients import AUTO, KEYS, file_of
+from bdia_exp.jobs.coefficients import AUTO, KEYS, file_of, is_automatic
 from bdia_exp.jobs.identity import automatic, fitted_for
 from bdia_exp.jobs.problems import last, rms
 from bdia_exp.jobs.sampling import Job, Texts, levels_of
@@ -31,7 +31,7 @@ FIRST_SEED = 3_000_000_000
 IMAGES = {averaged: 200, heun: 200}
 """The paper's batches of starting noises: 200 for EDM's sampler, else 16."""
 FEWEST = 16
-TARGETS = ("global", "local")
+TARGETS = ("global", "local", "variance")
 FRACTIONS = 64
 """The usual largest denominator of a fitted γ: short enough for many steps in fixed point."""
 
@@ -125,12 +125,12 @@ def fit(job: Job, options: FitOptions, size: int, step: Callable[[], object]) ->
     within = (float(options.within[0]), float(options.within[1])) if options.within else None
 
     with torch.inference_mode():
-        run = _Side(job, seeds, size, options, step)
-        found = Fit(run.target, within, options.denominator)
+        run = Side(job, seeds, size, options, step)
+        found = Fit(run.target, within, options.denominator, options.target == "variance")
         end = run.end({key: found})
         spent = run.network.nfe
         errors = {"batch": run.errors(end)}
-        aside = _Side(job, others, size, options, step)
+        aside = Side(job, others, size, options, step)
         watch = Watch(found.rows, aside.target)
         errors["held_out"] = aside.errors(aside.end({key: watch}))
     return {
@@ -159,7 +159,10 @@ def images_of(sampler: Sampler, options: FitOptions) -> int:
     return options.images or usual
 
 
-class _Side:
+SOLVED: dict[str, Fine] = {}
+
+
+class Side:
     """The noises of a fit, or those held out: their network, their target and their errors."""
 
     def __init__(
@@ -171,7 +174,7 @@ class _Side:
         step: Callable[[], object],
     ):
         batch = Batch.of(job, seeds, size)
-        self.job, self.z = job, batch.z
+        self.job, self.z, self.seeds = job, batch.z, seeds
 
         def evaluated(z: Tensor, level: Level) -> Estimate:
             step()
@@ -182,15 +185,25 @@ class _Side:
         schedule = job.model.schedule
         self.levels = fine_levels(job.grid, schedule, options.fine)
         self.target: Target
-        if options.target == "global":
-            self.target = Global(self.fine.on(job.grid))
-        else:
+        if options.target == "local":
             self.target = Local(self.base, self.network, job.grid, schedule, options.parts)
+        else:
+            self.target = Global(self.fine.on(job.grid))
 
     @cached_property
     def fine(self) -> Fine:
-        """The fine solution of these noises."""
-        return Fine.solved(self.network, self.z, self.levels)
+        """The fine solution of these noises. The two newest are kept for other samplers."""
+        texts = self.job.texts.provenance if self.job.texts else None
+        weights = self.job.model.provenance["sha256"]
+        about = [weights, self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        key = records.digest({"fine": about})
+        if key in SOLVED:
+            self.network.nfe += len(self.levels) - 1
+        else:
+            SOLVED[key] = Fine.solved(self.network, self.z, self.levels)
+            for old in [*SOLVED][:-2]:
+                del SOLVED[old]
+        return SOLVED[key]
 
     def end(self, more: Record) -> Tensor:
         """The end states of the sampler with these coefficients."""
@@ -221,7 +234,7 @@ def _without(sampler: Sampler, key: str) -> Sampler:
 def work(sampler: Sampler, steps: int, nfe: int, options: FitOptions) -> int:
     """The evaluations of all images that a fit makes; for its progress."""
     fine = 2 * options.fine
-    local = 0 if options.target == "global" else 2 * steps * (2 * options.parts - 1)
+    local = 0 if options.target != "local" else 2 * steps * (2 * options.parts - 1)
     return fine + local + 4 * nfe
 
 
@@ -231,7 +244,7 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
     It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits.
     """
     named = file_of(asked.sampler.config)
-    if not named or named[1] != AUTO:
+    if not named or not is_automatic(named[1]):
         return
     path = automatic(asked)
     if dist.rank() == 0 and not path.exists():
@@ -241,7 +254,9 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
                 "give the file"
             )
         say(f"fitting the coefficients of {asked.sampler.name} at nfe={asked.nfe}: {path}")
-        records.save(path, made(asked, device, batch, usual(asked.sampler.make)))
+        target = named[1].removeprefix(AUTO).lstrip(":") or "global"
+        options = replace(usual(asked.sampler.make), target=target)
+        records.save(path, made(asked, device, batch, options))
     dist.barrier()
 
 

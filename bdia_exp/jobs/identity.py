@@ -153,7 +153,7 @@ def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]
     named = coefficients.file_of(asked.sampler.config)
     if named and coefficients_too:
         found["coefficients_sha256"] = named[1]
-        if named[1] == coefficients.AUTO:
+        if coefficients.is_automatic(named[1]):
             found["coefficients_sha256"] = str(automatic(asked))
     given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}
     used = {key: name for key, name in given.items() if key not in asked.unused}
@@ -181,6 +181,7 @@ def automatic(asked: Solving) -> Path:
     The classes and the prompts of a run do not change its name.
     """
     settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, "dtype": asked.dtype}
+    settings["coefficients"] = coefficients.file_of(asked.sampler.config)
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name

@@ -39,6 +39,9 @@ class Step:
 class Fit:
     """`Weights` that solve for the coefficients of each step, and keep them.
 
+    With `keep_variance` the step also has the contrast of the target: the same sum of squares of
+    the pixels about the mean of their image and channel.
+
     `within` bounds every coefficient, and `denominator` rounds it to a fraction with at most this
     denominator: a γ that can be undone in fixed point. Raises UserError if a step has more columns
     than equations, or if it is no longer finite.
@@ -47,6 +50,7 @@ class Fit:
     target: Target
     within: tuple[float, float] | None = None
     denominator: int | None = None
+    keep_variance: bool = False
     steps: list[Step] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -77,7 +81,9 @@ class Fit:
         after: Callable[[Tensor], Tensor] | None,
     ) -> tuple[list[float], float]:
         if after is None:
-            row, condition = least_squares(columns, goal - base)
+            row, condition = least_squares(
+                columns, goal - base, base if self.keep_variance else None
+            )
         else:
             (column,) = columns
             row, condition = [_secant(lambda w: after(base + w * column), goal)], 1.0
@@ -136,12 +142,15 @@ def moved(base: Tensor, row: Sequence[float], columns: Sequence[Tensor]) -> Tens
     return base
 
 
-def least_squares(columns: Sequence[Tensor], goal: Tensor) -> tuple[list[float], float]:
+def least_squares(
+    columns: Sequence[Tensor], goal: Tensor, base: Tensor | None = None
+) -> tuple[list[float], float]:
     """The coefficients of the columns that come closest to `goal`, and the condition number.
 
     float64, by the singular values of the columns scaled to norm 1; parallel columns share their
-    coefficient (minimum norm). Raises UserError for fewer equations than columns, and for numbers
-    that are not finite.
+    coefficient (minimum norm). With a `base`, base + Σ w column also has the contrast of
+    base + goal, if the columns can give it. Raises UserError for fewer equations than columns, and
+    for numbers that are not finite.
     """
     table = torch.stack([column.double().flatten() for column in columns], 1)
     if len(table) < len(columns):
@@ -156,9 +165,45 @@ def least_squares(columns: Sequence[Tensor], goal: Tensor) -> tuple[list[float],
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     u, s, vh = torch.linalg.svd(table / scale, full_matrices=False)
     kept = s > CUT_OFF * s[0]
-    solved = vh.T @ torch.where(kept, (u.T @ wanted) / s.clamp(min=1e-300), 0.0)
+    along = u.T @ wanted
+    if base is not None and kept.any():
+        basis = u[:, kept]
+        along[kept] = _with_contrast(basis, along[kept], base.double(), goal.double())
+    solved = vh.T @ torch.where(kept, along / s.clamp(min=1e-300), 0.0)
     condition = float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
     return (solved / scale).tolist(), condition
+
+
+def _with_contrast(basis: Tensor, best: Tensor, base: Tensor, goal: Tensor) -> Tensor:
+    """The v nearest to `best` for which base + basis v has the contrast of base + goal.
+
+    By Lagrange's multiplier μ: (1 + μ M) v = best − μ d, where C removes the means, M = basisᵀ C
+    basis and d = basisᵀ C base. The contrast falls as μ rises; bisection finds μ.
+    """
+
+    def centred(x: Tensor) -> Tensor:
+        return (x - x.mean((-2, -1), keepdim=True)).flatten()
+
+    sides = [centred(column.reshape(base.shape)) for column in basis.T]
+    side, start = torch.stack(sides, 1), centred(base)
+    m, d = side.T @ side, side.T @ start
+    wanted = centred(base + goal).square().sum() - start.square().sum()
+    unit = torch.eye(len(best), dtype=m.dtype, device=m.device)
+
+    def solved(multiplier: float) -> Tensor:
+        return torch.linalg.solve(unit + multiplier * m, best - multiplier * d)
+
+    def excess(multiplier: float) -> float:
+        v = solved(multiplier)
+        return float(2 * d @ v + v @ m @ v - wanted)
+
+    low, high = -0.9 / float(torch.linalg.eigvalsh(m)[-1].clamp(min=1e-12)), 1e3
+    if excess(low) < 0 or excess(high) > 0:
+        return best  # no multiple of the columns gives this contrast
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return solved((low + high) / 2)
 
 
 def _secant(step: Callable[[float], Tensor], goal: Tensor) -> float:

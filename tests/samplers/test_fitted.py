@@ -188,3 +188,24 @@ def test_the_local_target_shares_the_first_evaluation():
     target = Local(multistep, counting, grid, SCHEDULE)
     target(5, MODEL(noise(grid), grid[1]))
     assert [level.sigma < grid[1].sigma for level in calls] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["iia_ddim", "ab", "bdia_ddim"])
+def test_a_step_may_keep_the_contrast_of_its_target(name):
+    sampler, key, _ = EVERY[name]
+    grid = karras(6)
+    z = noise(grid, 40)
+    fine = Fine.solved(MODEL, z, fine_levels(grid, SCHEDULE)).on(grid)
+
+    def contrast(x):
+        return float((x - x.mean((-2, -1), keepdim=True)).square().sum())
+
+    fit = Fit(Global(fine), keep_variance=True)
+    states = [*sampler(MODEL, z, grid, **{key: fit})]
+    pairs = zip(states, fine, strict=True)
+    same = [abs(contrast(state) / contrast(target) - 1) < 1e-9 for state, target in pairs]
+    assert sum(same) >= 2, "of six steps; at the others the columns cannot give it"
+    free = Fit(Global(fine))
+    *_, _ = sampler(MODEL, z, grid, **{key: free})
+    first = next(place for place, step in enumerate(free.steps) if step.row)
+    assert fit.steps[first].after >= free.steps[first].after * (1 - 1e-12)

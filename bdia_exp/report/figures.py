@@ -18,7 +18,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
     most = max(len(table["rows"]) for table in tables)
     below = most > 6  # a long legend would hide the lines
     size = (5.5 * len(tables), 4.2 + 0.1 * most * below)
-    figure = _figure(*size)
+    figure = new_figure(*size)
     panels = figure.subplots(1, len(tables), squeeze=False)
     for panel, table in zip(panels[0], tables, strict=True):
         for number, row in enumerate(table["rows"]):
@@ -27,7 +27,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
                 panel.plot(*zip(*points, strict=True), label=row, **style(number))
         panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
         panel.set_title(table["title"], fontsize=10)
-        _ticks(panel, sorted({c["nfe"] for c in table["cells"]}))
+        ticks_at(panel, sorted({c["nfe"] for c in table["cells"]}))
         fids = [cell["fid"] for cell in table["cells"]]
         if max(fids) > 2 * min(fids):
             panel.set_yscale("log")
@@ -38,7 +38,7 @@ def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
         panel.legend(**place if below else {})
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
     figure.supxlabel("; ".join(notes), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
@@ -85,7 +85,7 @@ def style(number: int) -> dict[str, Any]:
 def convergence(drawn: Mapping[str, Any], path: Path) -> None:
     """Error against steps (top) and NFE (bottom): a column per problem, a line per sampler."""
     problems, config = drawn["problems"], drawn["config"]
-    figure = _figure(4.8 * len(problems) + 2.8, 9)
+    figure = new_figure(4.8 * len(problems) + 2.8, 9)
     panels = figure.subplots(2, len(problems), squeeze=False)
     handles: dict[str, Any] = {}
     for column, problem in zip(panels.T, problems, strict=True):
@@ -99,7 +99,7 @@ def convergence(drawn: Mapping[str, Any], path: Path) -> None:
             panel.axhspan(low / 1e3, problem["floor"], color="0.85", zorder=0)
             panel.set(xscale="log", yscale="log", xlabel=what, ylabel="RMS error of the end state")
             panel.set_ylim(low, high)
-            _ticks(panel, [*config["steps"], 2 * config["steps"][-1]])
+            ticks_at(panel, [*config["steps"], 2 * config["steps"][-1]])
         column[0].set_title(problem["name"], fontsize=11)
         _slopes(column[0], config["steps"][0])
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
@@ -108,17 +108,17 @@ def convergence(drawn: Mapping[str, Any], path: Path) -> None:
         f"{config['sigma_min']:g}, z/α compared.\nGrey: below the noise floor of the reference.",
         fontsize=10,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, sizes in inches. Imports matplotlib only when a figure is drawn."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=120)
 
@@ -137,7 +137,7 @@ def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
     ]
     methods = list(dict.fromkeys(row["method"] for _, _, found in rows for row in found))
     steps = drawn["config"]["steps"]
-    figure = _figure(4.2 * len(states) + 2.6, 3.3 * len(rows) + 0.8)
+    figure = new_figure(4.2 * len(states) + 2.6, 3.3 * len(rows) + 0.8)
     panels = figure.subplots(len(rows), len(states), squeeze=False)
     handles: dict[str, Any] = {}
     for line, (name, start, found) in zip(panels, rows, strict=True):
@@ -163,14 +163,14 @@ def round_trips(drawn: Mapping[str, Any], path: Path) -> None:
                 panel.set_title(f"{name}, {state}", fontsize=9)
             way = {"image": "image → noise → image", "noise": "noise → image → noise"}[start]
             panel.set_title(f"{panel.get_title()}\n{way}", fontsize=9)
-            _ticks(panel, steps)
+            ticks_at(panel, steps)
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     figure.suptitle(
         f"What a round trip leaves of {drawn['config']['count']} states: RMS error over all "
         "elements, relative to the RMS of the state where it began",
         fontsize=10,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
@@ -182,7 +182,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
     from matplotlib.patches import Rectangle
 
     tables = [table for table in drawn["tables"] if table["cells"]]
-    figure = _figure(5.2 * len(tables), 8.0)
+    figure = new_figure(5.2 * len(tables), 8.0)
     panels = figure.subplots(2, len(tables), squeeze=False)
     for (above, below), table in zip(panels.T, tables, strict=True):
         fids = {(cell["row"], cell["column"]): cell["fid"] for cell in table["cells"]}
@@ -228,7 +228,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
         f"{'; '.join(notes)}",
         fontsize=8,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _slopes(panel: Any, at: float) -> None:
@@ -250,7 +250,7 @@ def _gamma(row: str) -> float:
     return float(row.partition("=")[2])
 
 
-def _ticks(panel: Any, places: Sequence[int]) -> None:
+def ticks_at(panel: Any, places: Sequence[int]) -> None:
     """Labels only these numbers on a logarithmic axis, and draws a light grid."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
@@ -258,28 +258,3 @@ def _ticks(panel: Any, places: Sequence[int]) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.grid(alpha=0.3)
-
-
-def coefficients(drawn: Mapping[str, Any], path: Path) -> None:
-    """Coefficients of each step, and the residuals without and with them."""
-    figure = _figure(9.5, 3.8)
-    left, right = figure.subplots(1, 2)
-    rows = drawn["coefficients"]
-    for number in range(max(map(len, rows))):
-        points = [(step, row[number]) for step, row in enumerate(rows) if len(row) > number]
-        left.plot(*zip(*points, strict=True), label=f"coefficient {number}", **style(number))
-    left.set(xlabel="step, from noise to data", ylabel="coefficient")
-    left.axhline(0, color="0.7", lw=0.8)
-    left.legend(fontsize=8)
-    sides = {"residuals": "fitted noises", "held_out_residuals": "held out"}
-    for number, (key, name) in enumerate(sides.items()):
-        for state, what in (("before", "base"), ("after", "fitted")):
-            found = [(k, r) for k, r in enumerate(drawn[key][state]) if r]
-            if found:
-                line = {**style(number), "linestyle": "--" if state == "before" else "-"}
-                right.plot(*zip(*found, strict=True), label=f"{name}, {what}", **line)
-    right.set(xlabel="step, from noise to data", ylabel="RMS residual of a step", yscale="log")
-    right.legend(fontsize=8)
-    for panel in (left, right):
-        panel.grid(alpha=0.3)
-    _save(figure, path)

@@ -8,7 +8,7 @@ from bdia_exp.jobs import fitting
 from bdia_exp.jobs.fitting import FitOptions
 from bdia_exp.jobs.identity import fitted_for
 from bdia_exp.jobs.settings import Computing, Drawing
-from bdia_exp.report import figures
+from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, publish, short
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -62,7 +62,7 @@ def fit(asked: Fitting) -> Record:
         **found,
     }
     records.save(root / "record.json", record)
-    publish(root, "fit", record, _markdown(asked, root, found), figures.coefficients)
+    publish(root, "fit", record, _markdown(asked, root, found), curves.coefficients)
     return record
 
 

@@ -1,0 +1,62 @@
+"""Figures of fitted coefficients and of the race."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bdia_exp.report.figures import new_figure, save_figure, style, ticks_at
+
+
+def coefficients(drawn: Mapping[str, Any], path: Path) -> None:
+    """Coefficients of each step, and the residuals without and with them."""
+    figure = new_figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2)
+    rows = drawn["coefficients"]
+    for number in range(max(map(len, rows))):
+        points = [(step, row[number]) for step, row in enumerate(rows) if len(row) > number]
+        left.plot(*zip(*points, strict=True), label=f"coefficient {number}", **style(number))
+    left.set(xlabel="step, from noise to data", ylabel="coefficient")
+    left.axhline(0, color="0.7", lw=0.8)
+    left.legend(fontsize=8)
+    sides = {"residuals": "fitted noises", "held_out_residuals": "held out"}
+    for number, (key, name) in enumerate(sides.items()):
+        for state, what in (("before", "base"), ("after", "fitted")):
+            found = [(k, r) for k, r in enumerate(drawn[key][state]) if r]
+            if found:
+                line = {**style(number), "linestyle": "--" if state == "before" else "-"}
+                right.plot(*zip(*found, strict=True), label=f"{name}, {what}", **line)
+    right.set(xlabel="step, from noise to data", ylabel="RMS residual of a step", yscale="log")
+    right.legend(fontsize=8)
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def race(
+    cells: Sequence[Mapping[str, Any]], tables: Sequence[Mapping[str, Any]], path: Path
+) -> None:
+    """Distance from the fine solution against NFE, and FID beside it if it was measured."""
+    figure = new_figure(6.5 * (1 + bool(tables)), 5.6)
+    panels = figure.subplots(1, 1 + bool(tables), squeeze=False)[0]
+    rows = [*dict.fromkeys(cell["row"] for cell in cells)]
+    least: dict[int, float] = {}
+    for number, row in enumerate(rows):
+        points = sorted((cell["nfe"], cell["rms"]) for cell in cells if cell["row"] == row)
+        panels[0].plot(*zip(*points, strict=True), label=row, **style(number))
+        for nfe, value in points:
+            least[nfe] = min(value, least.get(nfe, value))
+    panels[0].plot(*zip(*sorted(least.items()), strict=True), color="0.8", lw=6, zorder=0)
+    panels[0].set(ylabel="RMS distance from the fine solution")
+    if tables:
+        found = [cell for table in tables for cell in table["cells"]]
+        for number, row in enumerate(rows):
+            points = sorted((c["nfe"], c["fid"]) for c in found if c["row"] == row)
+            if points:
+                panels[1].plot(*zip(*points, strict=True), label=row, **style(number))
+        panels[1].set(ylabel="FID")
+    for panel in panels:
+        panel.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
+        ticks_at(panel, sorted({cell["nfe"] for cell in cells}))
+        panel.grid(alpha=0.3, which="both")
+    panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=7)
+    save_figure(figure, path)

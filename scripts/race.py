@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""The race of samplers at few evaluations, and the race of the reversible ones.
+
+    bdia-exp reproduce race limit=300 out=results/race
+    python scripts/race.py results/race
+
+The first command measures FIDs. The script measures distances from the fine solution of the same
+noises, held out from every fit; then round trips, the noise after inversion and the sampling error
+of the methods that can be inverted, at equal NFE. It writes race.json, race.md and race.png.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.files import CONFIGS
+from bdia_exp.console import progress, say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs import fitting
+from bdia_exp.jobs.fitting import Batch
+from bdia_exp.jobs.problems import last, rms
+from bdia_exp.jobs.sampling import Job, levels_of, sampler_on
+from bdia_exp.jobs.settings import Sampling
+from bdia_exp.models import Model
+from bdia_exp.report import curves
+from bdia_exp.report.markdown import markdown_table, short
+from bdia_exp.samplers import inversion
+from bdia_exp.samplers.targets import Fine, fine_levels
+from bdia_exp.store import records
+from bdia_exp.store.files import write_text
+from bdia_exp.store.records import Record
+from bdia_exp.verbs.exactness import from_image, from_noise
+
+SEEDS = range(3_500_000_000, 3_500_000_064)
+"""The noises of the race: none is fitted."""
+IMAGES = SEEDS[:16]
+"""Those of the reversible race."""
+NFES = (5, 7, 9, 11, 13, 19, 35)
+REVERSIBLE = {
+    "DDIM": ["sampler=ddim"],
+    "EDICT p=0.93": ["sampler=edict"],
+    "BDIA γ=1": ["sampler=bdia_ddim"],
+    "BDIA γ=0.96": ["sampler=bdia_ddim", "sampler.gamma=0.96"],
+    "BDIA fitted γ": ["sampler=bdia_ddim", "sampler.gamma=auto"],
+    "O-BELM": ["sampler=bdia_ddim", "sampler.gamma=obelm"],
+    "CBDIA 0, 1": ["sampler=cbdia", "sampler.gamma1=0", "sampler.gamma2=1"],
+    "CBDIA 0.04, 0.96": ["sampler=cbdia", "sampler.gamma1=0.04", "sampler.gamma2=0.96"],
+    "Rex Euler": ["sampler=rex"],
+    "Rex Euler, data": ["sampler=rex", "sampler.predicts=data"],
+    "Rex midpoint": ["sampler=rex", "sampler.tableau=midpoint"],
+    "Rex rk4": ["sampler=rex", "sampler.tableau=rk4"],
+}
+SPENT = (20, 40)
+"""Evaluations to noise; of Rex the nearest number below that is possible."""
+GRIDS = {"karras": "EDM's levels (karras)", "quad": "VP levels (quad)"}
+
+
+class Prepared:
+    """A model with its noises, and one fine solution for each range of levels."""
+
+    def __init__(self, words: list[str]):
+        asked = settings("sample", ["model=fashion_mini", *words])
+        self.model: Model = asked.model.make(device="cpu", dtype=asked.dtype)
+        self.fines: dict[tuple, Fine] = {}
+
+    def job(self, words: Iterable[str], nfe: int) -> tuple[Sampling, Job]:
+        """The settings of a run and its job, without loading the model again."""
+        asked = settings("sample", ["model=fashion_mini", *words, f"nfe={nfe}"])
+        fitting.ensure(asked, "cpu", 64)
+        grid = levels_of(asked, self.model)
+        return asked, Job(self.model, sampler_on(asked, grid), grid, None, None, "cpu")
+
+    def fine(self, job: Job, seeds: range) -> tuple[Batch, Tensor]:
+        """The noises of these seeds and the end of their fine solution."""
+        batch = Batch.of(job, seeds, 64)
+        levels = fine_levels(job.grid, self.model.schedule)
+        key = (seeds, levels)
+        if key not in self.fines:
+            self.fines[key] = Fine.solved(batch, batch.z, levels)
+        return batch, self.fines[key].end
+
+
+def sampling(root: Path, rows: dict[str, list[str]], nfes: Iterable[int]) -> list[Record]:
+    """The distances of every sampler's end states from the fine solution."""
+    prepared, found = Prepared([]), []
+    with progress(len(rows) * len([*nfes]), "cell") as bar:
+        for name, words in rows.items():
+            for nfe in nfes:
+                _, job = prepared.job([*words, "grid=karras"], nfe)
+                batch, end = prepared.fine(job, SEEDS)
+                wrong = last(job.sampler(batch, batch.z, job.grid)) - end
+                each = wrong.flatten(1).square().mean(1).sqrt()
+                cell = {"row": name, "nfe": nfe, "rms": rms(wrong), "median": median(each.tolist())}
+                found.append(cell)
+                bar.update()
+                records.save(root / "errors.json", {"cells": found, **records.provenance()})
+    return found
+
+
+def reversible(prepared: Prepared, grid: str, nfe: int) -> list[Record]:
+    """Round trips at about `nfe` evaluations to noise, of every method that can be inverted."""
+    found = []
+    for name, words in REVERSIBLE.items():
+        try:
+            asked, job = prepared.job([*words, f"grid={grid}"], nfe)
+        except UserError as error:
+            possible = [int(word) for word in str(error).split() if word.isdigit()]
+            asked, job = prepared.job([*words, f"grid={grid}"], possible[0])
+        batch, end = prepared.fine(job, IMAGES)
+        way = partial(inversion.of, job.sampler)
+        x = job.model.encode(job.model.decode(end))
+        drawn = last(job.sampler(batch, batch.z, job.grid))
+        cell: Record = {"row": name, "grid": grid, "nfe": asked.nfe, "error": rms(drawn - end)}
+        for state in ("float64", "float32"):
+            dtype = inversion.STATES[state]
+            first, kept, back = from_image(way(state=state), batch, x.to(dtype), job.grid)
+            cell[f"image_{state}"] = rms(back.double() - first.double()) / rms(first)
+            cell["noise"] = rms(kept["z"]) / rms(batch.z) if state == "float64" else cell["noise"]
+            first, _, back = from_noise(way(state=state), batch, batch.z.to(dtype), job.grid)
+            cell[f"noise_{state}"] = rms(back.double() - first.double()) / rms(first)
+        cell["growth"] = way().growth(job.grid)
+        found.append(cell)
+        say(f"{grid} {nfe} {name}: {json.dumps(cell)}")
+    return found
+
+
+def envelope(cells: list[Record]) -> dict[int, str]:
+    """The row with the smallest RMS distance at each NFE."""
+    best: dict[int, Record] = {}
+    for cell in cells:
+        if cell["nfe"] not in best or cell["rms"] < best[cell["nfe"]]["rms"]:
+            best[cell["nfe"]] = cell
+    return {nfe: cell["row"] for nfe, cell in sorted(best.items())}
+
+
+def markdown(race: Record) -> str:
+    cells, nfes = race["cells"], sorted({cell["nfe"] for cell in race["cells"]})
+    at = {(cell["row"], cell["nfe"]): cell for cell in cells}
+    rows = [*dict.fromkeys(cell["row"] for cell in cells)]
+    heads = ["sampler", *(f"NFE {nfe}" for nfe in nfes)]
+    parts = ["# The race", f"fashion_mini on EDM's levels; {len(SEEDS)} noises held out from fits."]
+    for what, title in (("rms", "RMS distance"), ("median", "median distance of an image")):
+        parts += [
+            f"## {title} from the fine solution of the same noise",
+            markdown_table(
+                heads, [[row, *(f"{at[row, nfe][what]:.4f}" for nfe in nfes)] for row in rows]
+            ),
+        ]
+    parts.append(
+        "Smallest RMS: "
+        + "; ".join(f"NFE {nfe}: {row}" for nfe, row in envelope(cells).items())
+        + "."
+    )
+    parts.append("![Distances and FID](race.png)")
+    return "\n\n".join([*parts, *_reversible(race["reversible"])]) + "\n"
+
+
+def _reversible(cells: list[Record]) -> list[str]:
+    parts = [
+        "# The reversible race",
+        f"{len(IMAGES)} images, states in float64 and float32, the network in float32. Errors are "
+        "RMS, relative to the RMS of the first state; the sampling error is the RMS distance from "
+        "the fine solution. Noise: RMS of the inverted images over that of the noise they came "
+        "from; 1 is right. Growth: Π 1/|γ_i|, or as much for couplings.",
+    ]
+    heads = ["method", "NFE", "sampling error", "noise", "growth"]
+    heads += [f"{way}, {state}" for way in ("image", "noise") for state in ("float64", "float32")]
+    for grid, title in GRIDS.items():
+        for spent in sorted({cell["asked"] for cell in cells if cell["grid"] == grid}):
+            rows = [
+                [
+                    cell["row"],
+                    str(cell["nfe"]),
+                    f"{cell['error']:.4f}",
+                    f"{cell['noise']:.4g}",
+                    short(cell["growth"]),
+                    *(
+                        short(cell[f"{way}_{state}"])
+                        for way in ("image", "noise")
+                        for state in ("float64", "float32")
+                    ),
+                ]
+                for cell in cells
+                if cell["grid"] == grid and cell["asked"] == spent
+            ]
+            parts += [f"## {title}, about {spent} evaluations", markdown_table(heads, rows)]
+    return parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--nfes", type=int, nargs="+", default=NFES)
+    root, nfes = (given := parser.parse_args()).root, given.nfes
+    experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/race.yaml"))
+    (table,) = experiment["tables"]
+    with torch.inference_mode():
+        cells = sampling(root, table["rows"], nfes)
+        both: list[Record] = []
+        for grid in GRIDS:
+            for spent in SPENT:
+                made = reversible(Prepared([]), grid, spent)
+                both += [{**cell, "asked": spent} for cell in made]
+    race = {"cells": cells, "reversible": both, **records.provenance()}
+    records.save(root / "race.json", race)
+    write_text(root / "race.md", markdown(race))
+    drawn = root / "tables.json"
+    fids = json.loads(drawn.read_text(encoding="utf-8"))["tables"] if drawn.exists() else []
+    curves.race(cells, fids, root / "race.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"Error: {error}") from None

@@ -34,13 +34,16 @@ DEFAULTS = {
     for asked in (Drawing, Editing)
     for field in fields(asked)
     if field.default is not MISSING
-} | {"labels": None}
+} | {"labels": None, "diffusion": {"call": "own"}}
 """Keys that an identity leaves out if they have these values."""
 
 MODULES = {
     "loops": "bdia_exp.samplers.loops",
     "solvers": "bdia_exp.samplers.loops",
     "rules": "bdia_exp.samplers.rules",
+    "gddim": "bdia_exp.samplers.gddim",
+    "sde": "bdia_exp.samplers.sde",
+    "langevin": "bdia_exp.models.langevin",
     "grids": "bdia_exp.samplers.grids",
     "edm": "bdia_exp.models.edm",
     "ddpm": "bdia_exp.models.ddpm",

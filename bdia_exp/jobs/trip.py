@@ -65,7 +65,7 @@ class Trip:
         """Reads and checks all inputs, and finds the folder; loads no weights, writes nothing."""
         device = dist.device(asked.device)
         way = inversion.of(asked.sampler.make, state=asked.state, time=asked.ddim_time)
-        about = asked.model.make(device="meta", dtype=asked.dtype)
+        about = asked.load("meta")
         levels = levels_of(asked, about)
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
@@ -114,7 +114,7 @@ class Trip:
     @cached_property
     def model(self) -> Model:
         """The model, with its weights."""
-        return self.asked.model.make(device=self.device, dtype=self.asked.dtype)
+        return self.asked.load(self.device)
 
     @cached_property
     def states(self) -> Tensor:

@@ -1,6 +1,7 @@
 """`diffusion=` on the command line: identities, trips with velocity, and what is refused."""
 
 import pytest
+import torch
 
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
@@ -106,3 +107,17 @@ def test_an_edit_of_pairs_changes_the_class_and_returns_the_image(made, tmp_path
     record = call("edit", [*words, f"out={tmp_path}/edit"])
     assert record["pixel_error"] == {"max": 0, "rms": 0}
     assert record["edit_distance"]["rms"] > 10
+
+
+def test_a_sheet_of_edits_has_pairs_too(made, tmp_path):
+    words = [f"images={made[0]}", "to=8", "steps=4", "methods=bdia_ddim", f"out={tmp_path}/sheet"]
+    records = call("edits", [*words, "settings='diffusion=cld'", "limit=1"])
+    assert [record["pixel_error"]["max"] for record in records.values()] == [0]
+
+
+@pytest.mark.parametrize("sampler", ["gddim_sde", "em", "sscs"])
+def test_noise_comes_from_the_generator_of_each_image(sampler):
+    job = Job.of(settings("sample", ["diffusion=cld", f"sampler={sampler}", "nfe=3"]), "cpu")
+    both, one, other = (job.sample(seeds, lambda: None).states for seeds in ([3, 4], [4], [5]))
+    assert torch.equal(both[1:], one)
+    assert not torch.equal(one, other)

@@ -63,7 +63,7 @@ class Blur(Diagonal):
 
     height: int
     width: int
-    blur: float = 20.0
+    blur: float = 10.0
     least: float = 0.001
 
     @property

@@ -249,6 +249,11 @@ def test_levels_without_mixing_solve_their_odes(diffusion):
             assert torch.as_tensor(found - wanted).abs().max() < 1e-7 * max(scale, 1)
 
 
+def test_the_noise_that_blurring_adds():
+    """By hand, at frequency (1, 1) of 8×8: blurring takes signal away, so G² is not −(ᾱ)'."""
+    assert Blur(8, 8).drift(0.5)[1][1, 1] ** 2 == pytest.approx(26.2, abs=0.05)
+
+
 def test_a_frequency_of_blurring_is_a_scalar_diffusion_of_its_own():
     """The line, and the integral of (16) with this F and G: the same for every frequency."""
     diffusion = Blur(4, 4, blur=1.0)

@@ -41,9 +41,9 @@ def gddim(order: int, K: str = "R") -> Sampler:
 
 
 ON_CLD: dict[str, Sampler] = {
-    **{f"gDDIM, {order} evaluations": gddim(order) for order in (1, 2, 3, 4)},
-    "gDDIM, 1 evaluation, K = L": gddim(1, "L"),
-    "gDDIM, 3 evaluations, K = L": gddim(3, "L"),
+    **{f"gDDIM, order {order}": gddim(order) for order in (1, 2, 3, 4)},
+    "gDDIM, order 1, K = L": gddim(1, "L"),
+    "gDDIM, order 3, K = L": gddim(3, "L"),
     "BDIA on gDDIM, γ = 1": partial(multistep, gamma=1.0),
     "BDIA on gDDIM, γ = 0.5": partial(multistep, gamma=0.5),
 }

@@ -10,11 +10,13 @@ from typing import Any
 _NAMES = {
     "samplers.core": "CLEAN Counted Estimate Level transfer",
     "samplers.schedules": "DiscreteVP edm linear_vp rectified scaled_linear_vp vp",
-    "samplers.grids": "arc karras leading quad time_uniform trailing uniform",
+    "samplers.grids": "arc karras leading quad quadratic_time time_uniform trailing uniform",
     "samplers.rules": "ddim deis dpmpp leapfrog plms",
     "samplers.coupling": "CBDIA EDICT",
     "samplers.rex": "Rex",
     "samplers.loops": "bdia cbdia edict heun multistep pndm rex",
+    "samplers.linear": "CLD",
+    "samplers.gddim": "predict_correct predictor stochastic",
     "samplers.cost": "evaluations grid_for",
     "samplers.inversion": "BDIAInversion CoupledInversion DDIMInversion FixedPointInversion",
     "samplers.guidance": "guided",
@@ -22,6 +24,7 @@ _NAMES = {
     "errors": "UserError",
     "models": "Text",
     "models.toy": "Gaussian GaussianMixture",
+    "models.langevin": "cld",
 }
 _LOADERS = {
     "load_edm": "models.edm",

@@ -13,10 +13,12 @@ import torch
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.samplers import columns
 from bdia_exp.samplers.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
+from bdia_exp.samplers.gddim import predict_correct, predictor, stochastic
 from bdia_exp.samplers.iia_edm import averaged, slopes
 from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep, pndm, rex
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.samplers.schedules import edm
+from bdia_exp.samplers.sde import em, rk45, sscs
 from bdia_exp.samplers.starts import STARTS
 
 
@@ -155,6 +157,47 @@ SAMPLERS = [
 CHURN = partial(heun, S_churn=40.0, S_min=0.05, S_max=50.0, S_noise=1.003)
 STOCHASTIC = [Entry("edm_churn", CHURN, 1, two_but_the_last, two_a_step)]
 """Samplers that draw noise: they have no order, and run on EDM's levels only."""
+
+
+def _predictor(name: str, order: int, /, **options) -> Entry:
+    sampler = partial(multistep, rule=partial(predictor, **options))
+    return Entry(name, sampler, order, one_a_step, one_a_step)
+
+
+def _corrected(name: str, order: int, /, **options) -> Entry:
+    sampler = partial(predict_correct, **options)
+    return Entry(name, sampler, order, two_but_the_last, two_a_step)
+
+
+LINEAR = [
+    _single("gddim", order=1),
+    _single("gddim_bdia_1", order=2, gamma=1.0),
+    _single("gddim_bdia_half", order=1, gamma=0.5),
+    *(_predictor(f"gddim_multistep_{order}", order, order=order) for order in (1, 2, 3)),
+    _predictor("gddim_multistep_4", 3, order=4),  # its first steps are of lower orders
+    _predictor("gddim_multistep_l_2", 2, order=2, K="L"),
+    *(_corrected(f"gddim_pc_{order}", order, order=order) for order in (1, 2, 3)),
+    *(
+        _corrected(f"gddim_pc_{order}_more", order + 1, order=order, points=order + 1)
+        for order in (1, 2)
+    ),
+    Entry("em_ode", partial(em, lam=0.0), 1, one_a_step, one_a_step),
+]
+"""Samplers on the levels of a linear diffusion."""
+
+
+def _stages(steps: int) -> int:
+    return 6 * steps + 1
+
+
+LINEAR_OTHERS = [
+    *(
+        Entry(name, sampler, 1, one_a_step, one_a_step)
+        for name, sampler in (("gddim_sde", stochastic), ("em", em), ("sscs", sscs))
+    ),
+    Entry("cld_rk45", rk45, 5, lambda steps: _stages(steps - 1), _stages),
+]
+"""The same, without an order: they draw noise, or choose their steps."""
 
 
 def vp_arc(steps: int, *, clean: bool = False) -> Grid:

@@ -269,7 +269,7 @@ def usual(sampler: Sampler) -> FitOptions:
 
 def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record:
     """Loads the model and fits: the content of the file of coefficients."""
-    model = asked.model.make(device=device, dtype=asked.dtype)
+    model = asked.load(device)
     grid = levels_of(asked, model)
     texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"

@@ -36,7 +36,7 @@ DEFAULTS = {
     for asked in (Drawing, Editing)
     for field in fields(asked)
     if field.default is not MISSING
-} | {"labels": None}
+} | {"labels": None, "diffusion": {"call": "own"}}
 """Keys that an identity leaves out if they have these values."""
 
 MODULES = {
@@ -45,6 +45,9 @@ MODULES = {
     "columns": "bdia_exp.samplers.columns",
     "solvers": "bdia_exp.samplers.loops",
     "rules": "bdia_exp.samplers.rules",
+    "gddim": "bdia_exp.samplers.gddim",
+    "sde": "bdia_exp.samplers.sde",
+    "langevin": "bdia_exp.models.langevin",
     "grids": "bdia_exp.samplers.grids",
     "edm": "bdia_exp.models.edm",
     "ddpm": "bdia_exp.models.ddpm",
@@ -160,14 +163,14 @@ def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]
     return found | {f"{key}_sha256": name for key, name in used.items()}
 
 
-FITTED = ("model", "checkpoint", "description", "control_network", "sampler", "guidance")
+FITTED = ("model", "diffusion", "checkpoint", "description", "control_network", "guidance")
 """The parts of an identity for which coefficients are fitted; the levels are another."""
 
 
 def fitted_for(asked: Solving) -> Record:
     """What the coefficients of these settings are for, without the levels."""
     plain = asked.plain()
-    parts = {key: plain[key] for key in ("model", "guidance") if key not in asked.unused}
+    parts = {key: plain[key] for key in ("model", "diffusion", "guidance") if key not in asked.unused}
     names = files_of(asked, coefficients_too=False)
     parts |= {what: _sha256(name) or name for what, name in names.items() if what in FITTED}
     sampler = sampler_identity(asked.sampler.config)

@@ -22,6 +22,7 @@ from bdia_exp.jobs.settings import Drawing, Sampling, Solving
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import evaluations, grid_for
+from bdia_exp.samplers.linear import Diffusion
 from bdia_exp.seeds import Generators
 from bdia_exp.sources import prompts
 from bdia_exp.sources.prompts import Prompts
@@ -105,8 +106,17 @@ def levels_of(asked: Solving, model: Model) -> Grid:
     """The grid on which the sampler uses exactly `nfe`. Raises UserError if there is none."""
     make, (least, most) = asked.grid.make, model.schedule.supported
     grid = grid_for(bare(asked.sampler), lambda steps: make(steps, model.schedule), asked.nfe)
+    if isinstance(model.schedule, Diffusion) and grid[0].is_scalar:
+        raise UserError(
+            f"grid={asked.grid.name} has levels of numbers, and diffusion={asked.diffusion.name} "
+            "has matrices: choose grid=quadratic_time"
+        )
     low, high = least * (1 - ULPS), most * (1 + ULPS)
-    beyond = [level.rho for level in grid if level.sigma and not low <= level.rho <= high]
+    beyond = [
+        level.rho
+        for level in grid
+        if level.is_scalar and level.sigma and not low <= level.rho <= high
+    ]
     if beyond:
         raise UserError(
             f"grid={asked.grid.name} has sigma={beyond[0]:.4g}, and this network supports "
@@ -140,7 +150,7 @@ class Job:
     @classmethod
     def of(cls, asked: Drawing, device: str) -> "Job":
         """Loads the model and makes the grid. Raises UserError for settings that do not fit."""
-        model = asked.model.make(device=device, dtype=asked.dtype)
+        model = asked.load(device)
         if asked.class_ is not None:
             require_class(model, "class", asked.class_)
         grid = levels_of(asked, model)

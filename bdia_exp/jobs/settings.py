@@ -13,7 +13,7 @@ from bdia_exp.console import one_of, positive
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
 from bdia_exp.metrics.features import Extractor
-from bdia_exp.models import Model
+from bdia_exp.models import Model, langevin
 from bdia_exp.samplers.core import Grid, Sampler
 from bdia_exp.samplers.cost import MOST as MOST_STEPS
 from bdia_exp.samplers.weights import OBELM, as_number
@@ -25,6 +25,12 @@ DEFAULT_IMAGES = 64
 GAMMAS = ("gamma", "gamma1", "gamma2")
 MOST_AT_A_TIME = 1 << 16
 """The largest batch, and the largest number of images on a sheet or strip."""
+
+
+OWN: Choice[Callable[..., Model]] = Choice(
+    "own", {"_target_": "bdia_exp.models.langevin.own", "_partial_": True}, langevin.own
+)
+"""The choice of `diffusion` of every earlier record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Solving(Asked):
     guidance: float | None = None
     """None without a text; with one, None becomes `usual_guidance`."""
     dtype: str = "auto"
+    diffusion: Choice[Callable[..., Model]] = OWN
 
     usual_guidance: ClassVar[float]
 
@@ -51,6 +58,10 @@ class Solving(Asked):
     @property
     def has_text(self) -> bool:
         return self.prompt is not None
+
+    def load(self, device: str) -> Model:
+        """The model on a device, as a model of the diffusion. Raises UserError if there is none."""
+        return self.diffusion.make(self.model.make(device=device, dtype=self.dtype))
 
     def check(self) -> None:
         super().check()

@@ -72,7 +72,7 @@ class Trip:
         """Reads and checks all inputs, and finds the folder; loads no weights, writes nothing."""
         device = dist.device(asked.device)
         inversion.of(bare(asked.sampler))  # raises UserError for one without an inverse
-        about = asked.model.make(device="meta", dtype=asked.dtype)
+        about = asked.load("meta")
         levels = levels_of(asked, about)
         ensure(asked, device, asked.batch)
         sampler = sampler_on(asked, levels)
@@ -124,7 +124,7 @@ class Trip:
     @cached_property
     def model(self) -> Model:
         """The model, with its weights."""
-        return self.asked.model.make(device=self.device, dtype=self.asked.dtype)
+        return self.asked.load(self.device)
 
     @cached_property
     def states(self) -> Tensor:

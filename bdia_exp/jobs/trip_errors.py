@@ -9,6 +9,7 @@ from bdia_exp.jobs.trip import Trip, Way
 from bdia_exp.metrics.features import Extractor, label_accuracy
 from bdia_exp.samplers.fixedpoint import Log
 from bdia_exp.samplers.inversion import DDIMInversion, FixedPointInversion
+from bdia_exp.samplers.mix import Mix
 from bdia_exp.store.records import Record
 
 CHANGE = 1e-4
@@ -26,13 +27,12 @@ def pixel_errors(trip: Trip, pictures: Tensor) -> Record:
 
 def about_noise(trip: Trip, there: Way) -> Record:
     """How close the inverted images are to noise, and how much side information was kept."""
-    z, level = there.last("z").double(), trip.grid[0]
+    z, (alpha, sigma, _) = there.last("z").double(), trip.grid[0]
+    drawn = sigma.power if isinstance(sigma, Mix) else sigma**2
     numbers: Record = {
         "noise": {
             "rms": float(z.square().mean().sqrt()),
-            "expected_rms": float(
-                (level.alpha**2 * trip.states.square().mean() + level.sigma**2) ** 0.5
-            ),
+            "expected_rms": float(((alpha * trip.states).square().mean() + drawn) ** 0.5),
         }
     }
     if isinstance(trip.inversion, FixedPointInversion):
@@ -84,7 +84,11 @@ def difference(a: Tensor, b: Tensor, times: int) -> Tensor:
 
 
 def as_pictures(z: Tensor) -> Tensor:
-    """States of any scale as grey values: ±3 standard deviations from black to white."""
+    """States of any scale as grey values: ±3 standard deviations from black to white.
+
+    Of pairs (x, v), [N, 2, C, H, W], x is shown.
+    """
+    z = z[:, 0] if z.ndim == 5 else z
     return (z.double() / z.double().std().clamp(min=1e-12) * 42.5 + 128).clip(0, 255).byte()
 
 

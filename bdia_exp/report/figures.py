@@ -231,6 +231,25 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
+def noise_paths(
+    times: Sequence[float],
+    states: Sequence[Any],
+    with_r: Sequence[Any],
+    with_l: Sequence[Any],
+    path: Path,
+) -> None:
+    """Along one path of pairs (x, v): the state, ε with K = L, and ε with K = R, against time."""
+    figure = new_figure(11, 3.4)
+    named = {"state": states, "ε, K = L": with_l, "ε, K = R": with_r}
+    for panel, (title, pairs) in zip(figure.subplots(1, 3), named.items(), strict=True):
+        for number, name in enumerate(("x", "v")):
+            panel.plot(times, [float(pair[number]) for pair in pairs], label=name, linewidth=1.3)
+        panel.set(xscale="log", xlabel="time, from noise (right) to data", title=title)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    save_figure(figure, path)
+
+
 def _slopes(panel: Any, at: float) -> None:
     """Draws the slopes of the orders 1, 2 and 4 in the lower left corner."""
     low, high = panel.get_ylim()

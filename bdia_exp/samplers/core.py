@@ -41,6 +41,11 @@ class Level(NamedTuple):
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether both coefficients are numbers."""
+        return isinstance(self.alpha, (int, float)) and isinstance(self.sigma, (int, float))
+
+    @property
     def is_noise(self) -> bool:
         """Whether α = 0: a state at this level has no information about the clean image."""
         return isinstance(self.alpha, (int, float)) and self.alpha == 0

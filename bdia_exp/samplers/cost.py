@@ -15,11 +15,12 @@ MOST = 10_000
 def evaluations(sampler: Sampler, grid: Grid) -> int:
     """The network evaluations that `sampler` spends on `grid`.
 
-    Counted in a trial run on a state of one number; no sampler has to declare its cost.
+    Counted in a trial run on a pair of numbers, on which scalars and matrices can act; no sampler
+    has to declare its cost.
     Raises UserError for arguments that the sampler refuses.
     """
     network = Counted(lambda z, level: Estimate(level, z, torch.zeros_like(z), z))
-    for _ in sampler(network, torch.zeros(1, dtype=torch.float64), grid):
+    for _ in sampler(network, torch.zeros(1, 2, 1, 1, dtype=torch.float64), grid):
         pass
     return network.nfe
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import CLEAN, Grid, Level
+from bdia_exp.samplers.linear import Diffusion
 from bdia_exp.samplers.schedules import DiscreteVP, Schedule, edm
 
 LEAST_SIGMA = 1e-9
@@ -156,6 +157,26 @@ def time_uniform(
     return (*levels, _final(final, schedule))
 
 
+def quadratic_time(
+    steps: int, schedule: Schedule | None, *, t_min: float = 1e-3, final: str = "clean"
+) -> Grid:
+    """gDDIM's grid for a diffusion: √t evenly spaced from √T to √t_min [gDDIM code].
+
+    With final=clean the last of the `steps` goes from t_min to the clean level, so it is the
+    estimate x̂ at t_min; with final=first the grid ends at t_min. Raises UserError for a schedule
+    that is no diffusion, or unless 0 < t_min < T.
+    """
+    if not isinstance(schedule, Diffusion):
+        raise UserError("grid=quadratic_time needs the time of a diffusion: choose diffusion=cld")
+    if not 0 < t_min < schedule.T:
+        raise UserError(f"grid.t_min={t_min} must be above 0 and below {schedule.T:g}")
+    _check_final(final)
+    count = steps - (final == "clean")
+    start, end = math.sqrt(schedule.T), math.sqrt(t_min)
+    times = [(start + i / max(count, 1) * (end - start)) ** 2 for i in range(count + 1)]
+    return (*map(schedule.level, times), *([CLEAN] if final == "clean" else []))
+
+
 FINALS = ("first", "clean")
 
 
@@ -165,9 +186,13 @@ def _to_the_final(times: Sequence[int], schedule: DiscreteVP, final: str) -> Gri
 
 
 def _final(final: str, schedule: DiscreteVP) -> Level:
+    _check_final(final)
+    return CLEAN if final == "clean" else schedule(0)
+
+
+def _check_final(final: str) -> None:
     if final not in FINALS:
         raise UserError(f"grid.final={final!r} is unknown{nearest(final, FINALS)}")
-    return CLEAN if final == "clean" else schedule(0)
 
 
 def _jump(steps: int, schedule: DiscreteVP, offset: int = 0) -> int:

@@ -92,7 +92,13 @@ def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
     """The last `count` estimates at different levels, newest first.
 
     A grid may contain a level twice (`grids.quad`), but a polynomial has one value there.
+    Raises UserError for levels that are not numbers: they have no σ/α to be a clock.
     """
+    if not all(estimate.level.is_scalar for estimate in trail):
+        raise UserError(
+            "this sampler needs levels with one sigma: with diffusion=cld choose sampler=gddim, "
+            "gddim_multistep or bdia_ddim"
+        )
     found: list[Estimate] = []
     for estimate in reversed(trail):
         if len(found) < count and all(estimate.level.rho != e.level.rho for e in found):
@@ -134,7 +140,7 @@ def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str
     time = CLOCKS[clock]
     at = [time(node) for node in nodes]
     weights = [0.0] * len(nodes)
-    for u, share in _gauss_legendre():
+    for u, share in gauss_legendre():
         here = time(end + (start - end) * u**4)
         for j, own in enumerate(at):
             basis = math.prod((here - a) / (own - a) for i, a in enumerate(at) if i != j)
@@ -143,7 +149,7 @@ def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str
 
 
 @cache
-def _gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
+def gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
     """Nodes in (0, 1) and their weights, which sum to 1, by the method of Golub and Welsch."""
     k = torch.arange(1, count, dtype=torch.float64)
     off_diagonal = k / (4 * k**2 - 1).sqrt()

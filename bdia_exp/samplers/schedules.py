@@ -162,9 +162,9 @@ rectified = Rectified()
 
 def is_vp(level: Level) -> bool:
     """Whether α² + σ² = 1, up to rounding: a variance-preserving level. `CLEAN` is one."""
-    return abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12
+    return level.is_scalar and abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12
 
 
 def is_edm(level: Level) -> bool:
     """Whether it is a level of EDM's schedule. `CLEAN` is one."""
-    return level == edm(level.sigma)
+    return level.is_scalar and level == edm(level.sigma)

@@ -90,6 +90,11 @@ def fine_levels(grid: Grid, schedule: Schedule, steps: int = FINE) -> Grid:
 
     Raises UserError if the grid starts at pure noise, or has as many steps as the fine solution.
     """
+    if not grid[0].is_scalar:
+        raise UserError(
+            "a fit needs levels of numbers, and those of this diffusion are matrices: leave "
+            "diffusion= out"
+        )
     if len(grid) - 1 >= steps:
         raise UserError(
             f"fit.target=global: a fine solution of {steps} steps is no finer than this grid's "

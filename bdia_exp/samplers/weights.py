@@ -107,6 +107,11 @@ def gammas(gamma: Gamma, levels: Grid) -> Weights:
         return Given([(gamma,)] * (len(levels) - 1)) if gamma else NONE
     if isinstance(gamma, str):
         if gamma == OBELM:
+            if not levels[0].is_scalar:
+                raise UserError(
+                    "sampler.gamma=obelm needs levels of numbers, and those of this diffusion are "
+                    "matrices: give a number"
+                )
             return Given([(each,) for each in obelm(levels)])
         raise UserError(
             f"sampler.gamma={gamma} must be a number, a list of numbers, obelm, or a file that "

@@ -11,6 +11,7 @@ from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
 from bdia_exp.jobs.coefficients import bare
+from bdia_exp.jobs.settings import OWN
 from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
@@ -69,8 +70,9 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     made: Record = {}
     for label, words in plan.items():
         first = compose(words)
-        # No cost depends on the schedule.
-        nfe = evaluations(bare(first.sampler), first.grid.make(asked.steps, linear_vp()))
+        # No cost depends on the schedule, but a diffusion's grid needs its own.
+        schedule = linear_vp() if first.diffusion == OWN else first.load("meta").schedule
+        nfe = evaluations(bare(first.sampler), first.grid.make(asked.steps, schedule))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
         made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))

@@ -21,11 +21,11 @@ from bdia_exp.cli.files import CONFIGS, commands, groups_of, options, text_of
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
-from bdia_exp.jobs.asked import as_key
+from bdia_exp.jobs.asked import Choice, as_key
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.verbs import names, verb
 from tests.asking import one_sentence
-from tests.laws import SAMPLERS, STOCHASTIC
+from tests.laws import LINEAR, LINEAR_OTHERS, SAMPLERS, STOCHASTIC
 
 GIVEN = {
     "reproduce": ["experiment=demo"],
@@ -64,7 +64,9 @@ def test_config_keys_are_the_parameters_of_the_verbs(command):
     assert own == {as_key(field.name) for field in asked}
     for field in asked:  # a record without a key was made with what is the default still
         if field.default is not MISSING:
-            assert config[as_key(field.name)] == field.default
+            default = field.default
+            plain = default.config if isinstance(default, Choice) else default
+            assert config[as_key(field.name)] == plain
 
 
 CODE = "".join(
@@ -112,7 +114,8 @@ def test_every_sampler_yaml_goes_through_the_laws(name):
         }
 
     built = call(bare(settings("sample", [f"sampler={name}"]).sampler))
-    assert built in [call(entry.sampler) for entry in (*SAMPLERS, *STOCHASTIC)]
+    entries = (*SAMPLERS, *STOCHASTIC, *LINEAR, *LINEAR_OTHERS)
+    assert built in [call(entry.sampler) for entry in entries]
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -145,6 +148,18 @@ def test_sampler_brings_its_grid_and_the_command_line_overrules_it():
     assert composed("sample", ["sampler=ddim", "grid=uniform"])[1]["grid"] == "uniform"
     assert composed("sample", ["grid=uniform", "sampler=ddim"])[1]["grid"] == "uniform"
     assert composed("sample", ["sampler=bdia_edm"])[1]["grid"] == "karras"
+
+
+def test_a_diffusion_brings_its_sampler_and_its_grid():
+    """Its grid is the only one that it has, so it wins over a sampler's, but not over a word."""
+    for words, sampler, grid in (
+        ([], "bdia_ddim", "quadratic_time"),
+        (["sampler=ddim"], "ddim", "quadratic_time"),
+        (["model=ddim_cifar10", "sampler=gddim"], "gddim", "quadratic_time"),
+        (["grid=karras"], "bdia_ddim", "karras"),
+    ):
+        chosen = composed("sample", ["diffusion=cld", *words])[1]
+        assert (chosen["sampler"], chosen["grid"]) == (sampler, grid)
 
 
 def test_commas_and_paths_need_no_quotes():

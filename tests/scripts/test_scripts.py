@@ -131,3 +131,14 @@ def test_the_table_of_all_samplers_is_what_its_records_say(tmp_path):
     assert "| BDIA-DDIM γ=1 |" in text
     with pytest.raises(UserError, match="`make studies` runs all of them"):
         studies.samplers_table(tmp_path)
+
+
+def test_the_noise_of_langevin_diffusion_is_drawn_along_an_exact_path(tmp_path):
+    langevin = script("langevin")
+    times, states, with_r, with_l = langevin.path(200)
+    assert (times[0], times[-1]) == (1.0, pytest.approx(1e-3))
+    assert states[-1][0] == pytest.approx(-0.92412534, abs=1e-4), "the exact solution"
+    for r, l in zip(with_r, with_l, strict=True):
+        assert r.norm() == pytest.approx(float(l.norm())), "one is the other, turned"
+    langevin.figures.noise_paths(times, states, with_r, with_l, tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size > 10_000

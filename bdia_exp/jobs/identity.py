@@ -163,16 +163,17 @@ def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]
     return found | {f"{key}_sha256": name for key, name in used.items()}
 
 
-FITTED = ("model", "diffusion", "checkpoint", "description", "control_network", "guidance")
-"""The parts of an identity for which coefficients are fitted; the levels are another."""
+OF_MODEL = ("model", "diffusion", "guidance")
+OF_FILES = ("checkpoint", "description", "control_network")
+"""The parts of an identity for which coefficients are fitted, with the sampler and the levels."""
 
 
 def fitted_for(asked: Solving) -> Record:
     """What the coefficients of these settings are for, without the levels."""
     plain = asked.plain()
-    parts = {key: plain[key] for key in ("model", "diffusion", "guidance") if key not in asked.unused}
+    parts = {key: plain[key] for key in OF_MODEL if key not in asked.unused}
     names = files_of(asked, coefficients_too=False)
-    parts |= {what: _sha256(name) or name for what, name in names.items() if what in FITTED}
+    parts |= {what: _sha256(name) or name for what, name in names.items() if what in OF_FILES}
     sampler = sampler_identity(asked.sampler.config)
     fitted = {key: value for key, value in sampler.items() if key not in coefficients.KEYS}
     return plainly({**parts, "sampler": fitted})

@@ -10,13 +10,14 @@ from bdia_exp.errors import UserError
 from bdia_exp.models.toy import Gaussian
 from bdia_exp.samplers import columns, iia_edm
 from bdia_exp.samplers.fitted import Fit, Watch, least_squares, rms
-from bdia_exp.samplers.grids import karras
+from bdia_exp.samplers.grids import karras, quadratic_time
 from bdia_exp.samplers.iia_edm import averaged
+from bdia_exp.samplers.linear import CLD
 from bdia_exp.samplers.loops import heun, multistep, pndm
 from bdia_exp.samplers.rules import dpmpp, plms
 from bdia_exp.samplers.schedules import edm, linear_vp
 from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels, inserted
-from bdia_exp.samplers.weights import Given
+from bdia_exp.samplers.weights import Given, gammas
 from tests.laws import GRIDS, MIXTURE
 
 pytestmark = pytest.mark.quick
@@ -209,3 +210,11 @@ def test_a_step_may_keep_the_contrast_of_its_target(name):
     *_, _ = sampler(MODEL, z, grid, **{key: free})
     first = next(place for place, step in enumerate(free.steps) if step.row)
     assert fit.steps[first].after >= free.steps[first].after * (1 - 1e-12)
+
+
+def test_matrix_levels_are_refused():
+    grid = quadratic_time(4, CLD())
+    with pytest.raises(UserError, match="a fit needs levels of numbers"):
+        fine_levels(grid, SCHEDULE)
+    with pytest.raises(UserError, match="obelm needs levels of numbers"):
+        gammas("obelm", grid)

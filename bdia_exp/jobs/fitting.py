@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bdia_exp import dist
+from bdia_exp import batching, dist
 from bdia_exp.console import one_of, positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
@@ -96,6 +96,7 @@ class Batch:
     @classmethod
     def of(cls, job: Job, seeds: Sequence[int], size: int) -> "Batch":
         z, labels = job.draw(seeds)
+        size = max(size, batching.ROWS)  # smaller batches are padded to this
         rows = [slice(start, start + size) for start in range(0, len(seeds), size)]
         conditions = (
             job.texts(seeds[part]) if job.texts else None if labels is None else labels[part]

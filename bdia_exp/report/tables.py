@@ -138,6 +138,13 @@ def markdown(drawn: Drawn) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _as_text(gamma: Any) -> str:
+    """A γ of a configuration: a number, a list of them, obelm, or the name of a file."""
+    if isinstance(gamma, list):
+        return ", ".join(map(_as_text, gamma))
+    return gamma if isinstance(gamma, str) else f"{gamma:g}"
+
+
 def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     """Information about all numbers of a table: the number of images, the kind of FID."""
     images = sorted({cell["images"] for cell in cells})
@@ -161,9 +168,9 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
         sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
-    gammas = {(c["row"], c["gamma"]) for c in cells if c["gamma"] and "γ" not in c["row"]}
+    gammas = {(c["row"], _as_text(c["gamma"])) for c in cells if c["gamma"] and "γ" not in c["row"]}
     if gammas:
-        sentences.append(" and ".join(f"{row} has γ = {gamma:g}" for row, gamma in sorted(gammas)))
+        sentences.append(" and ".join(f"{row} has γ = {gamma}" for row, gamma in sorted(gammas)))
     references = sorted({cell["reference"] for cell in cells})
     if len(references) > 1:
         sentences.append(f"**not comparable**: scored against {' and '.join(references)}")

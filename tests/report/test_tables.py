@@ -127,6 +127,13 @@ def test_a_gamma_that_the_row_does_not_name_is_told():
     assert "has γ" not in tables.markdown(tables.collect(named, found))
 
 
+def test_a_gamma_may_be_a_list_or_a_name():
+    for gamma, text in (([1.0, "1/2"], "γ = 1, 1/2"), ("obelm", "γ = obelm"), (1.0, "γ = 1.")):
+        run = record(3.0, 5)
+        run["config"]["sampler"] = {"gamma": gamma}
+        assert text in tables.markdown(tables.collect(EXPERIMENT, {("t", "A", "5"): [run]}))
+
+
 def test_fewer_images_than_the_published_numbers_are_pointed_out():
     many = {**EXPERIMENT, "images": 50_000}
     assert "larger FID: do not compare" in tables.markdown(tables.collect(many, RECORDS))

@@ -117,7 +117,16 @@ def test_order_is_the_slope_above_the_noise():
 def test_every_sampler_with_an_order_is_studied_by_default():
     named = {shlex.split(name)[0] for name in settings("convergence", []).samplers}
     of_diffusions = {"gddim", "gddim_multistep", "gddim_pc", "gddim_sde", "em", "sscs", "cld_rk45"}
-    assert named == {*options("sampler")} - {"edm_churn"} - of_diffusions
+    of_grids = {
+        "iia_edm",
+        "biia_edm",
+        "iia_ddim",
+        "iia_spndm",
+        "iia_ipndm",
+        "iia_dpmpp",
+        "ab_fitted",
+    }
+    assert named == {*options("sampler")} - {"edm_churn"} - of_diffusions - of_grids
 
 
 def test_a_model_is_studied_as_a_density_is(tmp_path):

@@ -17,7 +17,9 @@ import csv
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -45,25 +47,27 @@ CAPTIONS, PER_CLASS = 4, 100
 INK = 25  # a pixel above this belongs to the garment
 
 
+def neighbours(pixels: np.ndarray, mode: Any) -> list[np.ndarray]:
+    """The nine shifts of images [N, H, W] by up to one pixel each way."""
+    H, W = pixels.shape[1:]
+    wide = np.pad(pixels, ((0, 0), (1, 1), (1, 1)), mode=mode)
+    return [wide[:, y : y + H, x : x + W] for y in range(3) for x in range(3)]
+
+
 def measured(grey: np.ndarray) -> dict[str, np.ndarray]:
-    """Brightness, width and pattern of each garment, from uint8 [N, 32, 32]."""
-    on = grey > INK
+    """Of each garment, from uint8 [N, H, W]: its mean brightness, the mean width of its rows, and
+    the mean standard deviation of the 3×3 pixels around each of its inner pixels."""
+    on, value = grey > INK, grey / 255.0
     area = on.sum((1, 2)).clip(1)
-    value = grey / 255.0
-    brightness = (value * on).sum((1, 2)) / area
-    padded = np.pad(value, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    near = [padded[:, y : y + 32, x : x + 32] for y in range(3) for x in range(3)]
+    near = neighbours(value, "edge")
     mean = sum(near) / 9
     spread = np.sqrt(np.maximum(sum(n**2 for n in near) / 9 - mean**2, 0))
-    inside = np.logical_and.reduce(
-        [
-            np.pad(on, ((0, 0), (1, 1), (1, 1)))[:, y : y + 32, x : x + 32]
-            for y in range(3)
-            for x in range(3)
-        ]
-    )
-    pattern = (spread * inside).sum((1, 2)) / inside.sum((1, 2)).clip(1)
-    return {"brightness": brightness, "width": area / on.any(2).sum(1).clip(1), "pattern": pattern}
+    inside = np.logical_and.reduce(neighbours(on, "constant"))
+    return {
+        "brightness": (value * on).sum((1, 2)) / area,
+        "width": area / on.any(2).sum(1).clip(1),
+        "pattern": (spread * inside).sum((1, 2)) / inside.sum((1, 2)).clip(1),
+    }
 
 
 WORDS = {
@@ -85,23 +89,19 @@ def words_of(values: dict[str, np.ndarray], limits: dict[str, np.ndarray], label
     """The measured words of each image, texts [N, 3], empty in the middle third."""
     columns = []
     for name, (low, high) in WORDS.items():
-        bounds = limits[name][labels]
-        columns.append(
-            np.where(
-                values[name] < bounds[:, 0], low, np.where(values[name] > bounds[:, 1], high, "")
-            )
-        )
+        (least, most), found = limits[name][labels].T, values[name]
+        columns.append(np.where(found < least, low, np.where(found > most, high, "")))
     return np.stack(columns, 1)
 
 
-def caption(key: str, label: int, colour: str, words: np.ndarray, coloured: bool = False) -> str:
-    """One caption, chosen by the hash of `key`. One in eight has no colour, unless asked."""
+def caption(key: str, label: int, colour: str, words: Sequence[str], always: bool = False) -> str:
+    """One caption, chosen by the hash of `key`. One in eight has no colour, unless `always`."""
     chance = hashlib.sha256(key.encode()).digest()
     noun = NOUNS[label][chance[0] % len(NOUNS[label])]
     brightness, width, pattern = (
         word if chance[i] % 3 == 0 else "" for i, word in enumerate(words, 1)
     )
-    if chance[4] % 8 == 0 and not coloured:
+    if chance[4] % 8 == 0 and not always:
         colour = brightness = ""
     frame = FRAMES[chance[8] % len(FRAMES)]
     sleeves = SLEEVES.get(label, "") if chance[5] % 3 == 0 else ""
@@ -143,7 +143,7 @@ def held_out(test: dict[str, np.ndarray]) -> list[list[object]]:
     rows = []
     for i in sorted(i for k in range(10) for i in np.flatnonzero(test["labels"] == k)[:PER_CLASS]):
         label, colour = int(test["labels"][i]), COLOURS[test["colours"][i]]
-        text = caption(f"test:{i}:prompt", label, colour, test["words"][i], coloured=True)
+        text = caption(f"test:{i}:prompt", label, colour, test["words"][i], always=True)
         rows.append([i, text, label, colour])
     return rows
 

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bdia_exp.models import parameter_count
-from bdia_exp.models.sd_files import build, schedule
+from bdia_exp.models.sd_files import build, plain, schedule
 from bdia_exp.store.files import atomic
 
 
@@ -119,13 +119,17 @@ def autoencoder_loss(vae: Any, x: Tensor, rng: torch.Generator, cfg: Any) -> Ten
     return (error**2).mean() + cfg.l1 * error.abs().mean() + cfg.colour * colour + cfg.kl * kl
 
 
-def centre(vae: Any, mean: Tensor) -> None:
-    """Moves the mean of each latent channel to 0, without a change of any image.
+def standardise(vae: Any, mean: Tensor, std: Tensor) -> None:
+    """Gives each latent channel the mean 0 and the standard deviation 1; images do not change.
 
-    The 1×1 convolutions on both sides of the latents take it: one subtracts it, one adds it back.
+    The 1×1 convolutions on both sides of the latents take it: z → (z − mean)/std, and back.
     """
-    vae.quant_conv.bias[: len(mean)] -= mean
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    inner, outer, count = vae.quant_conv, vae.post_quant_conv, len(mean)
+    outer.bias += outer.weight[:, :, 0, 0] @ mean
+    outer.weight *= std.view(1, -1, 1, 1)
+    inner.bias[:count] = (inner.bias[:count] - mean) / std
+    inner.weight[:count] /= std.view(-1, 1, 1, 1)
+    inner.bias[count:] -= 2 * std.log()  # the logarithms of the variances
 
 
 def latents_of(vae: Any, images: Tensor) -> Tensor:
@@ -166,7 +170,7 @@ def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:
 
 def train_autoencoder(cfg: Any, images: Tensor) -> tuple[Stage, Any]:
     torch.manual_seed(cfg.seed)
-    stage = Stage("autoencoder", {"vae": build("vae", cfg.network.vae)}, cfg)
+    stage = Stage("autoencoder", {"vae": build("vae", plain(cfg.network.vae))}, cfg)
     net: Any = stage.net["vae"]
 
     def loss_of(rng: torch.Generator) -> Tensor:
@@ -183,12 +187,10 @@ def train_autoencoder(cfg: Any, images: Tensor) -> tuple[Stage, Any]:
         with atomic(file) as part:
             torch.save({"latents": z, "mean": z.mean((0, 2, 3)), "std": z.std((0, 2, 3))}, part)
     found = torch.load(file, weights_only=True)
-    centre(vae, found["mean"].to(cfg.device))
-    z = found["latents"] - found["mean"].view(1, -1, 1, 1)
-    scaling = float(f"{1 / z.std():.5g}")
-    vae.register_to_config(scaling_factor=scaling)
-    print(f"latents of channels with std {found['std'].tolist()}, scaling {scaling}", flush=True)
-    return stage, (vae, z * scaling)
+    mean, std = found["mean"], found["std"]
+    standardise(vae, mean.to(cfg.device), std.to(cfg.device))
+    vae.register_to_config(scaling_factor=1.0)
+    return stage, (vae, (found["latents"] - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1))
 
 
 def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -> Stage:
@@ -196,8 +198,8 @@ def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     marks |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
     parts = {
-        "text_encoder": build("text_encoder", {**cfg.network.text_encoder, **marks}),
-        "unet": build("unet", cfg.network.unet),
+        "text_encoder": build("text_encoder", {**plain(cfg.network.text_encoder), **marks}),
+        "unet": build("unet", plain(cfg.network.unet)),
     }
     stage = Stage("diffusion", parts, cfg)
     tokens = tokens_of(tokenizer, captions.flatten().tolist()).view(*captions.shape, -1)
@@ -223,7 +225,7 @@ def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     parts = {"vae": vae, **dict(diffusion.net.items())}
     for name, net in parts.items():
-        net.half().save_pretrained(folder / name)
+        net.half().save_pretrained(folder / name, safe_serialization=True)
     shutil.copytree(Path(cfg.data) / "tokenizer", folder / "tokenizer")
     own = {"model_max_length": tokenizer.model_max_length, "pad_token": tokenizer.pad_token}
     pipeline = {

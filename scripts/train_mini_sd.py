@@ -9,7 +9,8 @@ with ε-prediction [BDIA 1] and empty prompts for guidance.
 Arguments after the options override the configuration (`diffusion.kimg=2000`). A stopped run, when
 started again, continues from its last save; a finished run continues if `kimg` is larger. A larger
 `autoencoder.kimg` makes other latents: remove latents.pt and diffusion.pt first. Each stage writes
-`STAGE.csv`, a line for each save; `stop=autoencoder` ends after the first.
+`STAGE.csv`, a line for each save; `stop=autoencoder` ends after the first. A new run can start from
+the weights of an old one: `init=bundled:mini_sd autoencoder.kimg=0 out=…` trains the second stage.
 
 Its output is `mini_sd/`, in diffusers' layout and float16, and `mini_sd.json`, the record.
 """
@@ -29,7 +30,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bdia_exp.models import parameter_count
+from bdia_exp.models.clip_tokenizer import END
 from bdia_exp.models.sd_files import build, plain, schedule
+from bdia_exp.models.stable_diffusion import load
 from bdia_exp.store.files import atomic
 
 
@@ -107,14 +110,20 @@ class Stage:
         return self.net.eval().requires_grad_(False)
 
 
+def network(part: str, cfg: Any, **more: Any) -> nn.Module:
+    """A part with new weights, or with those of the folder cfg.init."""
+    if cfg.init:
+        return load(cfg.init).parts[part].train().requires_grad_(True)
+    return build(part, {**plain(cfg.network[part]), **more})
+
+
 def autoencoder_loss(vae: Any, x: Tensor, rng: torch.Generator, cfg: Any) -> Tensor:
     """Squared error, with a little of L1, of the mean colour's error and of KL."""
     posterior = vae.encode(x).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(
-        posterior.mean.shape, generator=rng, device=x.device
-    )
+    mean, noise = posterior.mean, torch.randn(posterior.mean.shape, generator=rng, device=x.device)
+    z = mean + posterior.std * noise
     error = vae.decode(z).sample - x
-    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    kl = 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean()
     colour = (error.mean((2, 3)) ** 2).mean()
     return (error**2).mean() + cfg.l1 * error.abs().mean() + cfg.colour * colour + cfg.kl * kl
 
@@ -159,9 +168,7 @@ def diffusion_loss(
 def tokenizer_of(folder: Path, longest: int) -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(
-        folder, model_max_length=longest, pad_token="<|endoftext|>", local_files_only=True
-    )
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=longest, pad_token=END)
 
 
 def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:
@@ -170,13 +177,12 @@ def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:
 
 def train_autoencoder(cfg: Any, images: Tensor) -> tuple[Stage, Any]:
     torch.manual_seed(cfg.seed)
-    stage = Stage("autoencoder", {"vae": build("vae", plain(cfg.network.vae))}, cfg)
+    stage = Stage("autoencoder", {"vae": network("vae", cfg)}, cfg)
     net: Any = stage.net["vae"]
 
     def loss_of(rng: torch.Generator) -> Tensor:
-        pick = torch.randint(
-            len(images), (cfg.autoencoder.batch,), generator=rng, device=cfg.device
-        )
+        batch = (cfg.autoencoder.batch,)
+        pick = torch.randint(len(images), batch, generator=rng, device=cfg.device)
         x = scaled(images[pick.cpu()].to(cfg.device))
         return autoencoder_loss(net, x, rng, cfg.autoencoder)
 
@@ -198,8 +204,8 @@ def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     marks |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
     parts = {
-        "text_encoder": build("text_encoder", {**plain(cfg.network.text_encoder), **marks}),
-        "unet": build("unet", plain(cfg.network.unet)),
+        "text_encoder": network("text_encoder", cfg, **marks),
+        "unet": network("unet", cfg),
     }
     stage = Stage("diffusion", parts, cfg)
     tokens = tokens_of(tokenizer, captions.flatten().tolist()).view(*captions.shape, -1)
@@ -223,9 +229,8 @@ def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
     """The pipeline in diffusers' layout, in float16."""
     folder = Path(cfg.out) / "mini_sd"
     shutil.rmtree(folder, ignore_errors=True)
-    parts = {"vae": vae, **dict(diffusion.net.items())}
-    for name, net in parts.items():
-        net.half().save_pretrained(folder / name, safe_serialization=True)
+    for name, net in {"vae": vae, **dict(diffusion.net.items())}.items():
+        net.half().save_pretrained(folder / name)
     shutil.copytree(Path(cfg.data) / "tokenizer", folder / "tokenizer")
     own = {"model_max_length": tokenizer.model_max_length, "pad_token": tokenizer.pad_token}
     pipeline = {
@@ -234,8 +239,6 @@ def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
     }
     scheduler = {**cfg.network.scheduler, "clip_sample": False, "set_alpha_to_one": False}
     scheduler |= {"_class_name": "DDIMScheduler", "steps_offset": 1}
@@ -258,12 +261,14 @@ def record_of(cfg: Any, config: str, overrides: tuple[str, ...], stages: list[St
         "torch": torch.__version__,
     }
     for stage in stages:
-        rows = np.loadtxt(stage.log, delimiter=",", skiprows=1, ndmin=2)
+        rows = np.zeros((0, 2))
+        if stage.seen:
+            rows = np.loadtxt(stage.log, delimiter=",", skiprows=1, ndmin=2)
         found[stage.file.stem] = {
             "parameters": {name: parameter_count(net) for name, net in stage.net.items()},
             "images_seen": stage.seen,
             "seconds": round(stage.seconds),
-            "images_per_second": round(stage.seen / stage.seconds, 1),
+            "images_per_second": round(stage.seen / max(stage.seconds, 1), 1),
             "loss": rows[:, :2].tolist(),
         }
     return {"training": found}
@@ -274,7 +279,7 @@ def record_of(cfg: Any, config: str, overrides: tuple[str, ...], stages: list[St
 @click.argument("overrides", nargs=-1)
 def main(config: str, overrides: tuple[str, ...]) -> None:
     given = OmegaConf.from_dotlist(list(overrides))
-    cfg: Any = OmegaConf.merge({"stop": ""}, OmegaConf.load(config), given)
+    cfg: Any = OmegaConf.merge(OmegaConf.load(config), given)
     out, data = Path(cfg.out), Path(cfg.data)
     out.mkdir(parents=True, exist_ok=True)
     train = np.load(data / "train.npz")

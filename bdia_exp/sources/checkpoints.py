@@ -59,9 +59,9 @@ class Checkpoint:
 
 
 def locate(name: str, advice: str = "") -> Path:
-    """The path that `name` means: `bundled:FILE`, a file of the package; `fetch:FILE`, a published
-    file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are downloaded into the
-    cache if they are not there yet); or a path.
+    """The path that `name` means: `bundled:FILE`, a file or folder of the package; `fetch:FILE`, a
+    published file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are
+    downloaded into the cache if they are not there yet); or a path.
 
     Raises UserError if nothing is there, with `advice` on what to do, and as `fetch.get` and
     `hub.get` do.
@@ -71,7 +71,7 @@ def locate(name: str, advice: str = "") -> Path:
     if name.startswith("fetch:"):
         return fetch.get(name.removeprefix("fetch:"))
     if name.startswith("bundled:"):
-        known = {path.name: path for path in sorted(BUNDLED.glob("*")) if path.is_file()}
+        known = {path.name: path for path in sorted(BUNDLED.glob("*"))}
         if (file := name.removeprefix("bundled:")) in known:
             return known[file]
         raise UserError(f"no bundled file is called {file!r}; known: {', '.join(known) or 'none'}")

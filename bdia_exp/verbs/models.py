@@ -24,7 +24,8 @@ def models(asked: Listing, listing: Record) -> Record:
         if checkpoint := entry["checkpoint"]:
             state = ABSENT.get(checkpoint.partition(":")[0], "missing")
             if path := checkpoints.present(checkpoint):
-                state = f"ready ({path.stat().st_size / 1e6:.1f} MB)"
+                files = path.rglob("*") if path.is_dir() else [path]
+                state = f"ready ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
         say(f"model={name:21} {state:28} {entry['about']}")
     return listing
 

@@ -313,7 +313,8 @@ def test_completion_offers_choices_and_keys():
 
 
 @pytest.mark.quick
-def test_models_lists_the_bundled_one():
+def test_models_lists_the_bundled_ones():
     shown = invoke("models")
-    assert "model=fashion_mini" in shown.output
-    assert "ready" in shown.output
+    for name in ("fashion_mini", "mini_sd"):
+        (line,) = (line for line in shown.output.splitlines() if f"model={name} " in line)
+        assert float(re.search(r"ready \((.*) MB\)", line)[1]) > 3

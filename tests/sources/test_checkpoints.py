@@ -231,6 +231,8 @@ def test_locate(tmp_path, monkeypatch):
     path = write(tmp_path, b"", "a.safetensors")
     assert locate("bundled:a.safetensors") == path == locate(str(path))
     assert locate("~/a.safetensors") == path
+    (tmp_path / "z").mkdir()
+    assert locate("bundled:z") == tmp_path / "z"
     wrong = [
         "bundled:b",
         f"bundled:../{tmp_path.name}/a.safetensors",

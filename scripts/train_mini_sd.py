@@ -1,0 +1,299 @@
+#!/usr/bin/env python3
+"""Trains `mini_sd`, a small Stable Diffusion of coloured garments, and writes it as a folder.
+
+First the autoencoder; then a text encoder and a U-Net together, on the latents of all images,
+with ε-prediction [BDIA 1] and empty prompts for guidance.
+
+    python scripts/train_mini_sd.py --config configs/training/mini_sd.yaml device=cuda
+
+Arguments after the options override the configuration (`diffusion.kimg=2000`). A stopped run, when
+started again, continues from its last save; a finished run continues if `kimg` is larger. A larger
+`autoencoder.kimg` makes other latents: remove latents.pt and diffusion.pt first. Each stage writes
+`STAGE.csv`, a line for each save; `stop=autoencoder` ends after the first. A new run can start from
+the weights of an old one: `init=bundled:mini_sd autoencoder.kimg=0 out=…` trains the second stage.
+
+Its output is `mini_sd/`, in diffusers' layout and float16, and `mini_sd.json`, the record.
+"""
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from bdia_exp.models import parameter_count
+from bdia_exp.models.clip_tokenizer import END
+from bdia_exp.models.sd_files import build, plain, schedule
+from bdia_exp.models.stable_diffusion import load
+from bdia_exp.store.files import atomic
+
+
+class Stage:
+    """Networks in training, with their optimiser and averages, and the file they continue from."""
+
+    def __init__(self, name: str, parts: dict[str, nn.Module], cfg: Any):
+        self.cfg, self.device = cfg[name], cfg.device
+        self.seed, self.save_seconds = cfg.seed, cfg.save_seconds
+        self.file = Path(cfg.out) / f"{name}.pt"
+        self.log = self.file.with_suffix(".csv")
+        self.net = nn.ModuleDict(parts).to(cfg.device)
+        self.ema = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.opt = torch.optim.Adam(self.net.parameters(), lr=1.0, betas=(0.9, 0.99))
+        self.seen, self.seconds = 0, 0.0
+        if self.file.exists():
+            state = torch.load(self.file, map_location=cfg.device, weights_only=True)
+            self.net.load_state_dict(state["net"])
+            self.opt.load_state_dict(state["opt"])
+            self.ema, self.seen, self.seconds = (state[k] for k in ("ema", "seen", "seconds"))
+
+    def save(self) -> None:
+        """Replaces the old file in one step: an interruption loses nothing."""
+        state = {"net": self.net.state_dict(), "opt": self.opt.state_dict(), "ema": self.ema}
+        with atomic(self.file) as part:
+            torch.save({**state, "seen": self.seen, "seconds": self.seconds}, part)
+
+    def note(self, losses: list[float], images: int, seconds: float) -> None:
+        """Adds a line to the log: images seen, mean loss, images per second, seconds in all."""
+        new = not self.log.exists()
+        with open(self.log, "a", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerows([["images", "loss", "images_per_second", "seconds"]] if new else [])
+            row = [self.seen, f"{np.mean(losses):.5f}", f"{images / seconds:.1f}"]
+            table.writerow([*row, round(self.seconds)])
+        print(f"{self.file.stem}: {row[0]} images, loss {row[1]}, {row[2]} images/s", flush=True)
+
+    def rate(self) -> float:
+        """The learning rate: it rises, is constant, and falls to zero."""
+        left = 1 - self.seen / (self.cfg.kimg * 1000)
+        warm = (self.seen + self.cfg.batch) / (self.cfg.warmup_kimg * 1000)
+        return self.cfg.lr * min(1.0, warm, left / self.cfg.decay)
+
+    def step(self, loss: Tensor) -> None:
+        self.opt.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for group in self.opt.param_groups:
+            group["lr"] = self.rate()
+        self.opt.step()
+        self.seen += self.cfg.batch
+        halflife = min(self.cfg.ema_halflife_kimg * 1000, self.seen * self.cfg.ema_rampup)
+        keep = 0.5 ** (self.cfg.batch / halflife)
+        for name, value in self.net.state_dict().items():
+            if value.is_floating_point():
+                self.ema[name].lerp_(value, 1 - keep)
+
+    def train(self, loss_of: Callable[[torch.Generator], Tensor]) -> nn.ModuleDict:
+        """Trains up to cfg.kimg and returns the networks with their averaged weights."""
+        losses: list[float] = []
+        began, first = time.time(), self.seen
+        while self.seen < self.cfg.kimg * 1000:
+            # One generator per step: a resumed run draws the same numbers as an unbroken one.
+            rng = torch.Generator(self.device).manual_seed((self.seed << 40) + self.seen)
+            loss = loss_of(rng)
+            self.step(loss)
+            losses.append(loss.item())
+            last = self.seen >= self.cfg.kimg * 1000
+            if last or time.time() - began > self.save_seconds:
+                self.seconds += time.time() - began
+                self.save()
+                self.note(losses, self.seen - first, time.time() - began)
+                losses, began, first = [], time.time(), self.seen
+        self.net.load_state_dict(self.ema)
+        return self.net.eval().requires_grad_(False)
+
+
+def network(part: str, cfg: Any, **more: Any) -> nn.Module:
+    """A part with new weights, or with those of the folder cfg.init."""
+    if cfg.init:
+        return load(cfg.init).parts[part].train().requires_grad_(True)
+    return build(part, {**plain(cfg.network[part]), **more})
+
+
+def autoencoder_loss(vae: Any, x: Tensor, rng: torch.Generator, cfg: Any) -> Tensor:
+    """Squared error, with a little of L1, of the mean colour's error and of KL."""
+    posterior = vae.encode(x).latent_dist
+    mean, noise = posterior.mean, torch.randn(posterior.mean.shape, generator=rng, device=x.device)
+    z = mean + posterior.std * noise
+    error = vae.decode(z).sample - x
+    kl = 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    colour = (error.mean((2, 3)) ** 2).mean()
+    return (error**2).mean() + cfg.l1 * error.abs().mean() + cfg.colour * colour + cfg.kl * kl
+
+
+def standardise(vae: Any, mean: Tensor, std: Tensor) -> None:
+    """Gives each latent channel the mean 0 and the standard deviation 1; images do not change.
+
+    The 1×1 convolutions on both sides of the latents take it: z → (z − mean)/std, and back.
+    """
+    inner, outer, count = vae.quant_conv, vae.post_quant_conv, len(mean)
+    outer.bias += outer.weight[:, :, 0, 0] @ mean
+    outer.weight *= std.view(1, -1, 1, 1)
+    inner.bias[:count] = (inner.bias[:count] - mean) / std
+    inner.weight[:count] /= std.view(-1, 1, 1, 1)
+    inner.bias[count:] -= 2 * std.log()  # the logarithms of the variances
+
+
+def latents_of(vae: Any, images: Tensor) -> Tensor:
+    """The means of the autoencoder's distributions, unscaled."""
+    device = next(vae.parameters()).device
+    parts = images.split(250)
+    return torch.cat([vae.encode(scaled(x.to(device))).latent_dist.mean.cpu() for x in parts])
+
+
+def scaled(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
+
+
+def diffusion_loss(
+    nets: Any, z: Tensor, tokens: Tensor, rng: torch.Generator, abar: Tensor, snr: float
+) -> Tensor:
+    """The mean of ‖ε̂ − ε‖² at uniform times, each weighted by min(SNR, snr)/SNR."""
+    t = torch.randint(len(abar), (len(z),), generator=rng, device=z.device)
+    eps = torch.randn(z.shape, generator=rng, device=z.device)
+    a = abar[t].view(-1, 1, 1, 1)
+    states = nets["text_encoder"](tokens).last_hidden_state
+    found = nets["unet"](a.sqrt() * z + (1 - a).sqrt() * eps, t, states).sample
+    ratio = abar[t] / (1 - abar[t])
+    return (((found - eps) ** 2).mean((1, 2, 3)) * (ratio.clamp(max=snr) / ratio)).mean()
+
+
+def tokenizer_of(folder: Path, longest: int) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=longest, pad_token=END)
+
+
+def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def train_autoencoder(cfg: Any, images: Tensor) -> tuple[Stage, Any]:
+    torch.manual_seed(cfg.seed)
+    stage = Stage("autoencoder", {"vae": network("vae", cfg)}, cfg)
+    net: Any = stage.net["vae"]
+
+    def loss_of(rng: torch.Generator) -> Tensor:
+        batch = (cfg.autoencoder.batch,)
+        pick = torch.randint(len(images), batch, generator=rng, device=cfg.device)
+        x = scaled(images[pick.cpu()].to(cfg.device))
+        return autoencoder_loss(net, x, rng, cfg.autoencoder)
+
+    vae = stage.train(loss_of)["vae"]
+    file = Path(cfg.out) / "latents.pt"
+    if not file.exists():
+        z = latents_of(vae, images)
+        with atomic(file) as part:
+            torch.save({"latents": z, "mean": z.mean((0, 2, 3)), "std": z.std((0, 2, 3))}, part)
+    found = torch.load(file, weights_only=True)
+    mean, std = found["mean"], found["std"]
+    standardise(vae, mean.to(cfg.device), std.to(cfg.device))
+    vae.register_to_config(scaling_factor=1.0)
+    return stage, (vae, (found["latents"] - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1))
+
+
+def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -> Stage:
+    torch.manual_seed(cfg.seed + 1)
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    marks |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    parts = {
+        "text_encoder": network("text_encoder", cfg, **marks),
+        "unet": network("unet", cfg),
+    }
+    stage = Stage("diffusion", parts, cfg)
+    tokens = tokens_of(tokenizer, captions.flatten().tolist()).view(*captions.shape, -1)
+    nothing = tokens_of(tokenizer, [""])[0]
+    abar = torch.tensor(schedule(cfg.network.scheduler).abar, device=cfg.device)
+
+    def loss_of(rng: torch.Generator) -> Tensor:
+        own, count = cfg.diffusion, cfg.diffusion.batch
+        u = torch.rand(3, count, generator=rng, device=cfg.device).cpu()
+        pick, which = (u[0] * len(z)).long(), (u[1] * captions.shape[1]).long()
+        text = torch.where((u[2] < own.empty)[:, None], nothing, tokens[pick, which])
+        return diffusion_loss(
+            stage.net, z[pick].to(cfg.device), text.to(cfg.device), rng, abar, own.snr
+        )
+
+    stage.train(loss_of)
+    return stage
+
+
+def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
+    """The pipeline in diffusers' layout, in float16."""
+    folder = Path(cfg.out) / "mini_sd"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, net in {"vae": vae, **dict(diffusion.net.items())}.items():
+        net.half().save_pretrained(folder / name)
+    shutil.copytree(Path(cfg.data) / "tokenizer", folder / "tokenizer")
+    own = {"model_max_length": tokenizer.model_max_length, "pad_token": tokenizer.pad_token}
+    pipeline = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    scheduler = {**cfg.network.scheduler, "clip_sample": False, "set_alpha_to_one": False}
+    scheduler |= {"_class_name": "DDIMScheduler", "steps_offset": 1}
+    for file, value in {
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", **own},
+        "model_index.json": {"_class_name": "StableDiffusionPipeline", **pipeline},
+        "scheduler/scheduler_config.json": scheduler,
+    }.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(value, indent=2) + "\n")
+    return folder
+
+
+def record_of(cfg: Any, config: str, overrides: tuple[str, ...], stages: list[Stage]) -> dict:
+    """How the networks were trained."""
+    found: dict[str, Any] = {
+        "command": " ".join(["python scripts/train_mini_sd.py --config", config, *overrides]),
+        "config": OmegaConf.to_container(cfg),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    for stage in stages:
+        rows = np.zeros((0, 2))
+        if stage.seen:
+            rows = np.loadtxt(stage.log, delimiter=",", skiprows=1, ndmin=2)
+        found[stage.file.stem] = {
+            "parameters": {name: parameter_count(net) for name, net in stage.net.items()},
+            "images_seen": stage.seen,
+            "seconds": round(stage.seconds),
+            "images_per_second": round(stage.seen / max(stage.seconds, 1), 1),
+            "loss": rows[:, :2].tolist(),
+        }
+    return {"training": found}
+
+
+@click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
+@click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.argument("overrides", nargs=-1)
+def main(config: str, overrides: tuple[str, ...]) -> None:
+    cfg: Any = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
+    out, data = Path(cfg.out), Path(cfg.data)
+    out.mkdir(parents=True, exist_ok=True)
+    train = np.load(data / "train.npz")
+    images = torch.from_numpy(train["images"]).permute(0, 3, 1, 2).contiguous()
+    autoencoder, (vae, z) = train_autoencoder(cfg, images)
+    if cfg.stop == "autoencoder":
+        return
+    longest = cfg.network.text_encoder.max_position_embeddings
+    tokenizer = tokenizer_of(data / "tokenizer", longest)
+    diffusion = train_diffusion(cfg, z, train["captions"], tokenizer)
+    record = record_of(cfg, config, overrides, [autoencoder, diffusion])
+    folder = write(cfg, vae, diffusion, tokenizer)
+    (out / "mini_sd.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {folder} and {out / 'mini_sd.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,8 @@ from bdia_exp.store.records import Record
 AUTO = "auto"
 """The value for a file that is made when it is needed, and kept in the cache; a target may follow:
 auto:variance."""
+USUAL = 2
+"""The version of the usual options of a fit: part of the name of a file in the cache."""
 KEYS = ("coefficients", "gamma")
 """The arguments of a sampler that may name a file."""
 CLOSE = 1e-9

@@ -264,7 +264,7 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
 def usual(sampler: Sampler) -> FitOptions:
     """The options of a fit that nobody chose. A γ is a short fraction above 0: it can be undone."""
     if key_of(sampler) == "gamma":
-        return FitOptions(within=[0.25, 2.0], denominator=FRACTIONS)
+        return FitOptions(within=[0.05, 2.0], denominator=FRACTIONS)
     return FitOptions()
 
 

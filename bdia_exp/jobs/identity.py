@@ -185,7 +185,10 @@ def automatic(asked: Solving) -> Path:
     The classes and the prompts of a run do not change its name.
     """
     settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, "dtype": asked.dtype}
-    settings["coefficients"] = coefficients.file_of(asked.sampler.config)
+    settings["coefficients"] = [
+        coefficients.USUAL,
+        *(coefficients.file_of(asked.sampler.config) or ()),
+    ]
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name

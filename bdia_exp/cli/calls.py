@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bdia_exp.cli.files import CONFIGS, is_global
-from bdia_exp.errors import UserError, brief, nearest
+from bdia_exp.errors import UserError, brief, few, nearest
 from bdia_exp.jobs.asked import Choice, as_key, hints_of
 
 PLAIN = (int, float, str, bool, list, dict, type(None))
@@ -39,7 +39,7 @@ def require_own(config: dict[str, Any]) -> None:
             raise UserError(f"{path}._partial_ must be true: a configuration calls nothing itself")
         known = targets(path.partition(".")[0]).get(path, set())
         if not (isinstance(target, str) and target in known and _is_ours(target)):
-            names = ", ".join(sorted(known)) or "nothing"
+            names = few(sorted(known)) or "nothing"
             raise UserError(
                 f"{path}._target_={target} is not a function that configs/ calls there ({names}), "
                 "and no other is called"

@@ -11,7 +11,7 @@ of the methods that can be inverted, at equal NFE. It writes race.json, race.md 
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -89,12 +89,23 @@ class Prepared:
         return batch, self.fines[key].end
 
 
-def sampling(root: Path, rows: dict[str, list[str]], nfes: Iterable[int]) -> list[Record]:
-    """The distances of every sampler's end states from the fine solution."""
+def sampling(
+    root: Path, rows: dict[str, list[str]], nfes: Iterable[int], before: Record | None = None
+) -> list[Record]:
+    """The distances of every sampler's end states from the fine solution.
+
+    They are saved after each cell. Those in `before`, of an earlier run, are not measured again.
+    """
+    before = before or {}
+    there = {(cell["row"], cell["nfe"]): cell for cell in before.get("cells", [])}
     prepared, found = Prepared([]), []
     with progress(len(rows) * len([*nfes]), "cell") as bar:
         for name, words in rows.items():
             for nfe in nfes:
+                if (name, nfe) in there:
+                    found.append(there[name, nfe])
+                    bar.update()
+                    continue
                 _, job = prepared.job([*words, "grid=karras"], nfe)
                 batch, end = prepared.fine(job, SEEDS)
                 wrong = last(job.sampler(batch, batch.z, job.grid)) - end
@@ -102,32 +113,53 @@ def sampling(root: Path, rows: dict[str, list[str]], nfes: Iterable[int]) -> lis
                 cell = {"row": name, "nfe": nfe, "rms": rms(wrong), "median": median(each.tolist())}
                 found.append(cell)
                 bar.update()
-                records.save(root / "errors.json", {"cells": found, **records.provenance()})
+                records.save(root / "errors.json", {**before, "cells": found})
     return found
 
 
-def reversible(prepared: Prepared, grid: str, nfe: int) -> list[Record]:
-    """Round trips at about `nfe` evaluations to noise, of every method that can be inverted."""
+def round_trips(prepared: Prepared, job: Job) -> Record:
+    """The errors of one method. Raises UserError if it cannot be undone on its grid."""
+    batch, end = prepared.fine(job, IMAGES)
+    way = partial(inversion.of, job.sampler)
+    x = job.model.encode(job.model.decode(end))
+    drawn = last(job.sampler(batch, batch.z, job.grid))
+    cell: Record = {"error": rms(drawn - end)}
+    for state in ("float64", "float32"):
+        dtype = inversion.STATES[state]
+        first, kept, back = from_image(way(state=state), batch, x.to(dtype), job.grid)
+        cell[f"image_{state}"] = rms(back.double() - first.double()) / rms(first)
+        cell["noise"] = rms(kept["z"]) / rms(batch.z) if state == "float64" else cell["noise"]
+        first, _, back = from_noise(way(state=state), batch, batch.z.to(dtype), job.grid)
+        cell[f"noise_{state}"] = rms(back.double() - first.double()) / rms(first)
+    cell["growth"] = way().growth(job.grid)
+    return cell
+
+
+def reversible(
+    prepared: Prepared, grid: str, nfe: int, known: Sequence[Record] = ()
+) -> list[Record]:
+    """Round trips at about `nfe` evaluations to noise, of every method that can be inverted.
+
+    Methods that are in `known` are not measured again. One that cannot be undone on this grid is
+    named and left out.
+    """
     found = []
     for name, words in REVERSIBLE.items():
+        there = [c for c in known if (c["row"], c["grid"], c["asked"]) == (name, grid, nfe)]
+        if there:
+            found += there
+            continue
         try:
             asked, job = prepared.job([*words, f"grid={grid}"], nfe)
         except UserError as error:
             possible = [int(word) for word in str(error).split() if word.isdigit()]
             asked, job = prepared.job([*words, f"grid={grid}"], possible[0])
-        batch, end = prepared.fine(job, IMAGES)
-        way = partial(inversion.of, job.sampler)
-        x = job.model.encode(job.model.decode(end))
-        drawn = last(job.sampler(batch, batch.z, job.grid))
-        cell: Record = {"row": name, "grid": grid, "nfe": asked.nfe, "error": rms(drawn - end)}
-        for state in ("float64", "float32"):
-            dtype = inversion.STATES[state]
-            first, kept, back = from_image(way(state=state), batch, x.to(dtype), job.grid)
-            cell[f"image_{state}"] = rms(back.double() - first.double()) / rms(first)
-            cell["noise"] = rms(kept["z"]) / rms(batch.z) if state == "float64" else cell["noise"]
-            first, _, back = from_noise(way(state=state), batch, batch.z.to(dtype), job.grid)
-            cell[f"noise_{state}"] = rms(back.double() - first.double()) / rms(first)
-        cell["growth"] = way().growth(job.grid)
+        try:
+            made = round_trips(prepared, job)
+        except UserError as error:
+            say(f"{grid} {nfe} {name} is left out: {error}")
+            continue
+        cell = {"row": name, "grid": grid, "nfe": asked.nfe, "asked": nfe, **made}
         found.append(cell)
         say(f"{grid} {nfe} {name}: {json.dumps(cell)}")
     return found
@@ -203,13 +235,14 @@ def main() -> None:
     root, nfes = (given := parser.parse_args()).root, given.nfes
     experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/race.yaml"))
     (table,) = experiment["tables"]
+    before = records.load(root / "errors.json") or {}
     with torch.inference_mode():
-        cells = sampling(root, table["rows"], nfes)
+        cells = sampling(root, table["rows"], nfes, before)
         both: list[Record] = []
         for grid in GRIDS:
             for spent in SPENT:
-                made = reversible(Prepared([]), grid, spent)
-                both += [{**cell, "asked": spent} for cell in made]
+                both += reversible(Prepared([]), grid, spent, before.get("reversible", []))
+                records.save(root / "errors.json", {"cells": cells, "reversible": both})
     race = {"cells": cells, "reversible": both, **records.provenance()}
     records.save(root / "race.json", race)
     write_text(root / "race.md", markdown(race))

@@ -45,7 +45,8 @@ def test_both_races_are_run(race, monkeypatch, tmp_path):
     assert (bdia["nfe"], rex["nfe"]) == (5, 4), "the nearest that is possible"
     assert bdia["image_float64"] < 1e-9 < bdia["image_float32"]
     assert bdia["growth"] == 1
-    both = [{**cell, "asked": 5} for cell in (bdia, rex)]
+    both = [bdia, rex]
+    assert race.reversible(race.Prepared([]), "quad", 5, both) == both
     assert "## VP levels (quad), about 5 evaluations" in race.markdown(
         {"cells": cells, "reversible": both}
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bdia_exp.jobs.problems import last, rms
+from bdia_exp.jobs.problems import last
 from bdia_exp.models import Model
 from bdia_exp.models.edm import load
 from bdia_exp.models.langevin import cld, paired
@@ -24,6 +24,7 @@ from bdia_exp.models.toy import GaussianMixture
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.samplers.core import Denoiser, Grid, Sampler
+from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.gddim import predictor
 from bdia_exp.samplers.grids import arc, quadratic_time
 from bdia_exp.samplers.linear import CLD

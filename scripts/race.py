@@ -27,13 +27,14 @@ from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import fitting
 from bdia_exp.jobs.fitting import Batch
-from bdia_exp.jobs.problems import last, rms
+from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job, levels_of, sampler_on
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.models import Model
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, short
 from bdia_exp.samplers import inversion
+from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.targets import Fine, fine_levels
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
@@ -67,8 +68,8 @@ GRIDS = {"karras": "EDM's levels (karras)", "quad": "VP levels (quad)"}
 class Prepared:
     """A model with its noises, and one fine solution for each range of levels."""
 
-    def __init__(self, words: list[str]):
-        asked = settings("sample", ["model=fashion_mini", *words])
+    def __init__(self) -> None:
+        asked = settings("sample", ["model=fashion_mini"])
         self.model: Model = asked.model.make(device="cpu", dtype=asked.dtype)
         self.fines: dict[tuple, Fine] = {}
 
@@ -98,7 +99,7 @@ def sampling(
     """
     before = before or {}
     there = {(cell["row"], cell["nfe"]): cell for cell in before.get("cells", [])}
-    prepared, found = Prepared([]), []
+    prepared, found = Prepared(), []
     with progress(len(rows) * len([*nfes]), "cell") as bar:
         for name, words in rows.items():
             for nfe in nfes:
@@ -241,7 +242,7 @@ def main() -> None:
         both: list[Record] = []
         for grid in GRIDS:
             for spent in SPENT:
-                both += reversible(Prepared([]), grid, spent, before.get("reversible", []))
+                both += reversible(Prepared(), grid, spent, before.get("reversible", []))
                 records.save(root / "errors.json", {"cells": cells, "reversible": both})
     race = {"cells": cells, "reversible": both, **records.provenance()}
     records.save(root / "race.json", race)

@@ -22,7 +22,6 @@ from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.loops import coupled, multistep
 from bdia_exp.samplers.rex import Rex
-from bdia_exp.samplers.rules import leapfrog
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.store import records
 from bdia_exp.store.files import atomic
@@ -56,7 +55,7 @@ METHODS: dict[str, Step] = {
     "BDIA γ = 0.96": of_loop(gamma=0.96),
     "BDIA γ = 0.5": of_loop(gamma=0.5),
     "BDIA γ = 0.25": of_loop(gamma=0.25),
-    "O-BELM (leapfrog)": of_loop(rule=leapfrog),
+    "O-BELM (leapfrog)": of_loop(gamma="obelm"),
     "EDICT p = 0.93": of_coupling(EDICT(0.93)),
     "CBDIA 0, 1": of_coupling(CBDIA(0.0, 1.0)),
     "CBDIA 0.04, 0.96": of_coupling(CBDIA(0.04, 0.96)),

@@ -12,13 +12,13 @@ import torch
 
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.samplers import columns
+from bdia_exp.samplers.baselines import em, rk45, sscs
 from bdia_exp.samplers.core import CLEAN, Denoiser, Grid, Level, Rule, Sampler
 from bdia_exp.samplers.gddim import predict_correct, predictor, stochastic
 from bdia_exp.samplers.iia_edm import averaged, slopes
 from bdia_exp.samplers.loops import bdia, cbdia, edict, heun, multistep, pndm, rex
 from bdia_exp.samplers.rules import ddim, deis, dpmpp, leapfrog, plms
 from bdia_exp.samplers.schedules import edm
-from bdia_exp.samplers.sde import em, rk45, sscs
 from bdia_exp.samplers.starts import STARTS
 
 

@@ -14,11 +14,11 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.coefficients import AUTO, KEYS, file_of, is_automatic
 from bdia_exp.jobs.identity import automatic, fitted_for
-from bdia_exp.jobs.problems import last, rms
+from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job, Texts, levels_of
 from bdia_exp.jobs.settings import Drawing, Solving
 from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level, Sampler
-from bdia_exp.samplers.fitted import Fit, Step, Target, Watch
+from bdia_exp.samplers.fitted import Fit, Step, Target, Watch, rms
 from bdia_exp.samplers.iia_edm import averaged
 from bdia_exp.samplers.loops import heun
 from bdia_exp.samplers.targets import FINE, Fine, Global, Local, fine_levels
@@ -232,7 +232,7 @@ def _without(sampler: Sampler, key: str) -> Sampler:
     return partial(sampler.func, **given)  # type: ignore[attr-defined]
 
 
-def work(sampler: Sampler, steps: int, nfe: int, options: FitOptions) -> int:
+def work(steps: int, nfe: int, options: FitOptions) -> int:
     """The evaluations of all images that a fit makes; for its progress."""
     fine = 2 * options.fine
     local = 0 if options.target != "local" else 2 * steps * (2 * options.parts - 1)
@@ -275,7 +275,7 @@ def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record
     texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"
     job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise)
-    with progress(work(job.sampler, len(grid) - 1, asked.nfe, options), "evaluation") as bar:
+    with progress(work(len(grid) - 1, asked.nfe, options), "evaluation") as bar:
         found = fit(job, options, batch, bar.update)
     levels = coefficients.plain_levels(grid)
     return {"for": {**fitted_for(asked), "levels": levels}, **found}

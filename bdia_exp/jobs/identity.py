@@ -46,7 +46,8 @@ MODULES = {
     "solvers": "bdia_exp.samplers.loops",
     "rules": "bdia_exp.samplers.rules",
     "gddim": "bdia_exp.samplers.gddim",
-    "sde": "bdia_exp.samplers.sde",
+    "baselines": "bdia_exp.samplers.baselines",
+    "sde": "bdia_exp.samplers.baselines",
     "langevin": "bdia_exp.models.langevin",
     "grids": "bdia_exp.samplers.grids",
     "edm": "bdia_exp.models.edm",
@@ -57,8 +58,9 @@ MODULES = {
     "inception": "bdia_exp.metrics.inception",
 }
 """A module's name, in old and new records → the module that has its functions now."""
-FILES = {"checkpoint", "coefficients"}
-"""The arguments that name a file; γ can too. An identity has the file's sha256 instead."""
+FILES = {"checkpoint"}
+"""The arguments that name a file. An identity has the file's sha256 instead, as it has of the file
+that `coefficients.file_of` finds."""
 CORRECTED = {"edict": {"alternate": "order of updates"}}
 """Sampler → argument → its value in new identities. The meaning of this argument was corrected, so
 results from before and after the correction have different identities."""
@@ -111,7 +113,7 @@ def _without_files(arguments: Record) -> Record:
     return {
         key: _without_files(value) if isinstance(value, dict) else value
         for key, value in arguments.items()
-        if key not in FILES and not (key == "gamma" and coefficients.file_of({key: value}))
+        if key not in FILES and not coefficients.file_of({key: value})
     }
 
 

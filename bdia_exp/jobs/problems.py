@@ -131,11 +131,6 @@ def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
     )
 
 
-def rms(x: Tensor) -> float:
-    """The root of the mean square of all elements, in float64."""
-    return float(x.double().square().mean().sqrt())
-
-
 def last(states: Iterable[Any]) -> Any:
     """The last of one or more states, without gradients; the others are not kept."""
     with torch.inference_mode():

@@ -69,7 +69,10 @@ class Trip:
 
     @classmethod
     def prepared(cls, asked: Inverting, command: str) -> "Trip":
-        """Reads and checks all inputs, and finds the folder; loads no weights, writes nothing."""
+        """Reads and checks all inputs, and finds the folder.
+
+        It loads weights and writes a file only to fit the coefficients of sampler.gamma=auto.
+        """
         device = dist.device(asked.device)
         inversion.of(bare(asked.sampler))  # raises UserError for one without an inverse
         about = asked.load("meta")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import Estimate
-from bdia_exp.samplers.weights import Given
+from bdia_exp.samplers.weights import Addition, Given, moved
 
 CUT_OFF = 1e-7
 """Singular values below this multiple of the largest are dropped; columns are scaled to norm 1."""
@@ -56,34 +56,20 @@ class Fit:
     def __bool__(self) -> bool:
         return True
 
-    def __call__(
-        self,
-        left: int,
-        now: Estimate,
-        base: Tensor,
-        columns: Sequence[Tensor],
-        after: Callable[[Tensor], Tensor] | None = None,
-    ) -> Sequence[float]:
-        if not columns:
+    def __call__(self, step: Addition, /) -> Sequence[float]:
+        if not step.columns:
             self.steps.append(Step())
             return []
-        goal, finish = self.target(left, now), after or _nothing
-        row, condition = self._row(goal, base, columns, after)
-        before, then = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
-        self.steps.append(Step(row, before, then, condition))
+        goal = self.target(step.left, step.now)
+        row, condition = self._row(goal, step)
+        self.steps.append(Step(row, *_residuals(goal, step, row), condition))
         return row
 
-    def _row(
-        self,
-        goal: Tensor,
-        base: Tensor,
-        columns: Sequence[Tensor],
-        after: Callable[[Tensor], Tensor] | None,
-    ) -> tuple[list[float], float]:
+    def _row(self, goal: Tensor, step: Addition) -> tuple[list[float], float]:
+        base, columns, after = step.base, step.columns, step.after
         if after is None:
-            row, condition = least_squares(
-                columns, goal - base, base if self.keep_variance else None
-            )
+            like = base if self.keep_variance else None
+            row, condition = least_squares(columns, goal - base, like)
         else:
             (column,) = columns
             row, condition = [_secant(lambda w: after(base + w * column), goal)], 1.0
@@ -113,33 +99,21 @@ class Watch:
     def __bool__(self) -> bool:
         return True
 
-    def __call__(
-        self,
-        left: int,
-        now: Estimate,
-        base: Tensor,
-        columns: Sequence[Tensor],
-        after: Callable[[Tensor], Tensor] | None = None,
-    ) -> Sequence[float]:
-        row = Given(self.rows)(left, now, base, columns, after)
-        if not columns:
+    def __call__(self, step: Addition, /) -> Sequence[float]:
+        row = [*Given(self.rows)(step)]
+        if row:
+            residuals = _residuals(self.target(step.left, step.now), step, row)
+            self.steps.append(Step(row, *residuals))
+        else:
             self.steps.append(Step())
-            return row
-        goal, finish = self.target(left, now), after or _nothing
-        before, then = (rms(goal - finish(z)) for z in (base, moved(base, row, columns)))
-        self.steps.append(Step([*row], before, then))
         return row
 
 
-def _nothing(z: Tensor) -> Tensor:
-    return z
-
-
-def moved(base: Tensor, row: Sequence[float], columns: Sequence[Tensor]) -> Tensor:
-    """base + Σ_k w_k column_k."""
-    for weight, column in zip(row, columns, strict=True):
-        base = base + weight * column
-    return base
+def _residuals(goal: Tensor, step: Addition, row: Sequence[float]) -> tuple[float, float]:
+    """The RMS distance of the step's end from `goal`, without and with the columns."""
+    finish = step.after or (lambda z: z)
+    fitted = moved(step.base, row, step.columns)
+    return rms(goal - finish(step.base)), rms(goal - finish(fitted))
 
 
 def least_squares(

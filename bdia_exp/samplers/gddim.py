@@ -14,7 +14,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level
 from bdia_exp.samplers.linear import LinearLevel, check_root, diffusion_of
-from bdia_exp.samplers.rules import check_order
+from bdia_exp.samplers.rules import check_order, latest
 
 
 def predictor(trail: Sequence[Estimate], t: Level, *, order: int = 3, K: str = "R") -> Tensor:
@@ -29,16 +29,11 @@ def predictor(trail: Sequence[Estimate], t: Level, *, order: int = 3, K: str = "
     """
     check_order(order)
     check_root(K, "sampler.rule.K")
-    return integrated(latest(trail, order), trail[-1], t, K)
+    return integrated(latest(trail, order, _time), trail[-1], t, K)
 
 
-def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
-    """The last `count` estimates at different times, newest first."""
-    found: list[Estimate] = []
-    for estimate in reversed(trail):
-        if len(found) < count and all(estimate.level.time != e.level.time for e in found):
-            found.append(estimate)
-    return found
+def _time(level: Level) -> float:
+    return level.time
 
 
 def integrated(estimates: Sequence[Estimate], start: Estimate, t: Level, K: str = "R") -> Tensor:
@@ -86,10 +81,10 @@ def predict_correct(
     for s, t in pairwise(grid):
         now = model(z, s)
         trail.append(now)
-        z = integrated(latest(trail, order), now, t, K)
+        z = integrated(latest(trail, order, _time), now, t, K)
         if isinstance(t, LinearLevel):
             ahead = model(z, t)
-            z = integrated([ahead, *latest(trail, points - 1)], now, t, K)
+            z = integrated([ahead, *latest(trail, points - 1, _time)], now, t, K)
         yield z
 
 

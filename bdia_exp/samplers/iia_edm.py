@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bdia_exp.samplers.columns import step_size
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, transfer
-from bdia_exp.samplers.weights import Coefficients, coefficients_of
+from bdia_exp.samplers.weights import Addition, Coefficients, coefficients_of, moved
 
 
 @dataclass
@@ -81,9 +81,8 @@ def averaged(
             steps.append(Averaged(now, model(z, t)))
             z = transfer(now.z, steps[-1].mean, s, t)
         terms = columns(steps, t) if weights and t.sigma != 0 else []
-        row = weights(left, now, z, terms)
-        for weight, term in zip(row, terms, strict=True):
-            z = z + weight * term
+        row = weights(Addition(left, now, z, terms))
+        z = moved(z, row, terms)
         if terms:
             steps[-1].row = row
         yield z

@@ -256,11 +256,10 @@ def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inv
     function: Callable = sampler.func if isinstance(sampler, partial) else sampler
     given: dict[str, Any] = dict(sampler.keywords) if isinstance(sampler, partial) else {}
     found: Inversion | None = None
-    if function is multistep and not given.get("final") and given.get("refine") != "hat":
+    other = given.get("final") or given.get("columns") or given.get("refine") == "hat"
+    if function is multistep and not other:
         rule, gamma = given.get("rule", ddim), given.get("gamma", 0.0)
-        if given.get("columns"):
-            found = None
-        elif rule is ddim:
+        if rule is ddim:
             found = BDIAInversion(gamma) if gamma else DDIMInversion(time)
         elif rule is leapfrog and not gamma:
             found = BDIAInversion(0.0, leapfrog)

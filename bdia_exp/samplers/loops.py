@@ -22,7 +22,15 @@ from bdia_exp.samplers.rex import Rex
 from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm
 from bdia_exp.samplers.starts import STARTS
-from bdia_exp.samplers.weights import OBELM, Coefficients, Gamma, coefficients_of, gammas
+from bdia_exp.samplers.weights import (
+    OBELM,
+    Addition,
+    Coefficients,
+    Gamma,
+    coefficients_of,
+    gammas,
+    moved,
+)
 
 # -- one evaluation per step ---------------------------------------------------------------------
 
@@ -72,10 +80,9 @@ def multistep(
             terms = columns(trail, t)
         elif weights and past:
             terms = [past.z - now.at(past.level)]
-        refined = now.z
-        for weight, term in zip(weights(left, now, z, terms), terms, strict=True):
-            z, refined = z + weight * term, refined + weight * term
-        past = now._replace(z=refined) if refine == "hat" else now
+        row = weights(Addition(left, now, z, terms))
+        z = moved(z, row, terms)
+        past = now._replace(z=moved(now.z, row, terms)) if refine == "hat" else now
         yield z
 
 
@@ -194,7 +201,7 @@ def heun(
         if weights and past:
             back = _average(past, now, past.level, s)
             after = partial(_heun_step, model, now, t=t)
-            (weight,) = weights(left, now, z, [back - z], after)
+            (weight,) = weights(Addition(left, now, z, [back - z], after))
             base = (1 - weight) * z + weight * back
         z = _heun_step(model, now, base, t=t)
         past = now._replace(z=base) if refine == "hat" else now

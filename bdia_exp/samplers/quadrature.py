@@ -1,14 +1,26 @@
-"""Integrals over the time of a diffusion, whose matrices change fast near t = 0."""
+"""Gauss-Legendre quadrature, and integrals over the time of a diffusion.
+
+A diffusion's matrices change fast near t = 0, so its integrals are taken in another variable.
+"""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from bdia_exp.samplers.rules import gauss_legendre
-
 SCALE, PANEL = 1e-4, 0.25
 """Integrals are taken in w, with t = SCALE sinh w, in panels of at most this width in w."""
+
+
+@cache
+def gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
+    """Nodes in (0, 1) and their weights, which sum to 1, by the method of Golub and Welsch."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    off_diagonal = k / (4 * k**2 - 1).sqrt()
+    matrix = torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
 
 
 def between(s: float, t: float, count: int = 12, panel: float = PANEL) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import Estimate, Level, transfer
+from bdia_exp.samplers.quadrature import gauss_legendre
 from bdia_exp.samplers.schedules import linear_vp_time
 
 
@@ -88,22 +88,30 @@ def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
     return Estimate.from_x(now.level, now.z, x).at(t)
 
 
-def latest(trail: Sequence[Estimate], count: int) -> list[Estimate]:
-    """The last `count` estimates at different levels, newest first.
-
-    A grid may contain a level twice (`grids.quad`), but a polynomial has one value there.
-    Raises UserError for levels that are not numbers: they have no σ/α to be a clock.
-    """
-    if not all(estimate.level.is_scalar for estimate in trail):
+def _rho(level: Level) -> float:
+    """σ/α. Raises UserError for a level of matrices, which has none."""
+    if not level.is_scalar:
         raise UserError(
             "this sampler needs levels with one sigma: with diffusion=cld choose sampler=gddim, "
             "gddim_multistep or bdia_ddim"
         )
-    found: list[Estimate] = []
+    return float(level.rho)
+
+
+def latest(
+    trail: Sequence[Estimate], count: int, clock: Callable[[Level], float] = _rho
+) -> list[Estimate]:
+    """The last `count` estimates at different levels, newest first.
+
+    A grid may contain a level twice (`grids.quad`), but a polynomial has one value there. Levels
+    differ if their `clock` does. Raises UserError for levels of matrices, unless a clock is given.
+    """
+    found: dict[float, Estimate] = {}
     for estimate in reversed(trail):
-        if len(found) < count and all(estimate.level.rho != e.level.rho for e in found):
-            found.append(estimate)
-    return found
+        at = clock(estimate.level)
+        if len(found) < count:
+            found.setdefault(at, estimate)
+    return [*found.values()]
 
 
 def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
@@ -146,16 +154,6 @@ def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str
             basis = math.prod((here - a) / (own - a) for i, a in enumerate(at) if i != j)
             weights[j] += 4 * u**3 * share * basis
     return weights
-
-
-@cache
-def gauss_legendre(count: int = 48) -> list[tuple[float, float]]:
-    """Nodes in (0, 1) and their weights, which sum to 1, by the method of Golub and Welsch."""
-    k = torch.arange(1, count, dtype=torch.float64)
-    off_diagonal = k / (4 * k**2 - 1).sqrt()
-    matrix = torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
-    nodes, vectors = torch.linalg.eigh(matrix)
-    return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
 
 
 def check_order(order: int, key: str = "sampler.rule.order") -> None:

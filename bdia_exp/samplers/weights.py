@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -24,27 +24,30 @@ Rows = Sequence[Sequence[float]]
 the last step, so the rows of a grid serve the end of that grid too."""
 
 
+class Addition(NamedTuple):
+    """What one step may add to its base.
+
+    `left` is the number of steps that are left, 1 at the last step. `now` is the newest evaluation,
+    `base` the state without the columns. `after` is the rest of the step, if the columns are added
+    before it.
+    """
+
+    left: int
+    now: Estimate
+    base: Tensor
+    columns: Sequence[Tensor]
+    after: Callable[[Tensor], Tensor] | None = None
+
+
 class Weights(Protocol):
-    """The coefficients of one step."""
+    """The coefficients of each step."""
 
     def __bool__(self) -> bool:
         """False if every coefficient is 0: the columns are then not computed."""
         ...
 
-    def __call__(
-        self,
-        left: int,
-        now: Estimate,
-        base: Tensor,
-        columns: Sequence[Tensor],
-        after: Callable[[Tensor], Tensor] | None = None,
-    ) -> Sequence[float]:
-        """One coefficient for each column.
-
-        `left` is the number of steps that are left, 1 at the last step. `now` is the newest
-        evaluation, `base` the state without the columns. `after` is the rest of the step, if the
-        columns are added before it.
-        """
+    def __call__(self, step: Addition, /) -> Sequence[float]:
+        """One coefficient for each column."""
         ...
 
 
@@ -57,25 +60,28 @@ class Given:
     def __bool__(self) -> bool:
         return any(map(any, self.rows))
 
-    def __call__(
-        self,
-        left: int,
-        now: Estimate,
-        base: Tensor,
-        columns: Sequence[Tensor],
-        after: Callable[[Tensor], Tensor] | None = None,
-    ) -> Sequence[float]:
-        row = self.rows[-left] if left <= len(self.rows) else ()
-        if len(row) != len(columns) and columns:
+    def __call__(self, step: Addition, /) -> Sequence[float]:
+        if not step.columns:
+            return ()
+        row = self.rows[-step.left] if step.left <= len(self.rows) else ()
+        if len(row) != len(step.columns):
             raise UserError(
-                f"the step that is {left} before the end has {len(row)} coefficients, and this "
-                f"sampler needs {len(columns)}: fit them again with `bdia-exp fit`"
+                f"the step that is {step.left} before the end has {len(row)} coefficients, and "
+                f"this sampler needs {len(step.columns)}: fit them again with `bdia-exp fit`"
             )
-        return row if columns else ()
+        return row
 
 
 NONE = Given(())
 """No coefficients: every step is its base."""
+
+
+def moved(base: Tensor, row: Sequence[float], columns: Sequence[Tensor]) -> Tensor:
+    """base + Σ_k w_k column_k."""
+    for weight, column in zip(row, columns, strict=True):
+        base = base + weight * column
+    return base
+
 
 Coefficients: TypeAlias = Weights | str | None
 """Coefficients of columns that are not BDIA's. A text names a file, which must be read first."""
@@ -85,8 +91,8 @@ def coefficients_of(given: Coefficients) -> Weights:
     """The weights; none for None. Raises UserError for a file that was not read."""
     if isinstance(given, str):
         raise UserError(
-            f"sampler.coefficients={given} are of one model and grid, and cannot be used here: "
-            "leave this sampler out"
+            f"sampler.coefficients={given}: coefficients belong to one model and grid, and cannot "
+            "be used here; leave this sampler out"
         )
     return given or NONE
 

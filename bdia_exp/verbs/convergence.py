@@ -17,13 +17,14 @@ from bdia_exp.console import positive, progress
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.identity import plainly, sampler_identity
-from bdia_exp.jobs.problems import Problem, last, problems_of, rms
+from bdia_exp.jobs.problems import Problem, last, problems_of
 from bdia_exp.models.toy import Gaussian
 from bdia_exp.overrides import entries, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import MOST
+from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.grids import arc, karras
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.samplers.starts import runge_kutta

@@ -13,13 +13,14 @@ from bdia_exp.console import one_of, positive, progress
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.identity import plainly, sampler_identity
-from bdia_exp.jobs.problems import Problem, last, problems_of, rms
+from bdia_exp.jobs.problems import Problem, last, problems_of
 from bdia_exp.overrides import entries, numbers, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers import fixedpoint, inversion
 from bdia_exp.samplers.core import Denoiser, Grid
 from bdia_exp.samplers.cost import MOST
+from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
 from bdia_exp.samplers.weights import OBELM
 from bdia_exp.store.cache import Cells

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from bdia_exp.samplers.baselines import em, rk45, score, sscs
 from bdia_exp.samplers.core import CLEAN, Estimate
 from bdia_exp.samplers.diagonal import VP
 from bdia_exp.samplers.gddim import predict_correct, predictor, stochastic
@@ -18,7 +19,6 @@ from bdia_exp.samplers.grids import quadratic_time
 from bdia_exp.samplers.loops import multistep
 from bdia_exp.samplers.quadrature import between
 from bdia_exp.samplers.rules import ddim, deis
-from bdia_exp.samplers.sde import em, rk45, score, sscs
 from tests.laws import MIXTURE as VP_MIXTURE
 from tests.laws import end
 from tests.laws import states as vp_states

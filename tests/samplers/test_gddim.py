@@ -8,6 +8,7 @@ import torch
 
 from bdia_exp.errors import UserError
 from bdia_exp.models.langevin import paired
+from bdia_exp.samplers.baselines import em, rk45, sscs
 from bdia_exp.samplers.core import CLEAN, Counted, Estimate
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.diagonal import Blur
@@ -18,7 +19,6 @@ from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPoint
 from bdia_exp.samplers.loops import bdia, heun, multistep, pndm
 from bdia_exp.samplers.rules import deis, dpmpp
 from bdia_exp.samplers.schedules import edm
-from bdia_exp.samplers.sde import em, rk45, sscs
 from tests.laws import LINEAR, LINEAR_OTHERS, end
 from tests.samplers.pairs import DIFFUSION, GAUSSIAN, MIXTURE, NETWORK, error, start
 

@@ -41,12 +41,12 @@ def test_both_races_are_run(race, monkeypatch, tmp_path):
         assert json.loads((tmp_path / "errors.json").read_text())["cells"] == cells
         rows = {"BDIA": ["sampler=bdia_ddim"], "Rex": ["sampler=rex"]}
         monkeypatch.setattr(race, "REVERSIBLE", rows)
-        bdia, rex = race.reversible(race.Prepared([]), "quad", 5)
+        bdia, rex = race.reversible(race.Prepared(), "quad", 5)
     assert (bdia["nfe"], rex["nfe"]) == (5, 4), "the nearest that is possible"
     assert bdia["image_float64"] < 1e-9 < bdia["image_float32"]
     assert bdia["growth"] == 1
     both = [bdia, rex]
-    assert race.reversible(race.Prepared([]), "quad", 5, both) == both
+    assert race.reversible(race.Prepared(), "quad", 5, both) == both
     assert "## VP levels (quad), about 5 evaluations" in race.markdown(
         {"cells": cells, "reversible": both}
     )

@@ -15,8 +15,8 @@ from bdia_exp.cli.files import options
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import plainly
-from bdia_exp.jobs.problems import rms
 from bdia_exp.report import figures
+from bdia_exp.samplers.fitted import rms
 from bdia_exp.store.cache import Cells
 from bdia_exp.verbs.convergence import ConvergenceStudy, order
 from bdia_exp.verbs.convergence import convergence as converge

@@ -4,7 +4,7 @@ They need F and G of the diffusion of `samplers.linear`. A step to the clean lev
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +15,7 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level
 from bdia_exp.samplers.gddim import check_lam
 from bdia_exp.samplers.linear import CLD, LinearLevel, diffusion_of
 from bdia_exp.samplers.mix import Mix
+from bdia_exp.samplers.tableaus import TABLEAUS
 
 Noise = Callable[[Tensor], Tensor]
 LEAST_STEP = 1e-9
@@ -106,16 +107,11 @@ def rk45(
         yield now.z
 
 
-STAGES = (
-    (1 / 5, (1 / 5,)),
-    (3 / 10, (3 / 40, 9 / 40)),
-    (4 / 5, (44 / 45, -56 / 15, 32 / 9)),
-    (8 / 9, (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729)),
-    (1.0, (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656)),
-    (1.0, (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
-)
+SHARES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+ROWS = (*TABLEAUS["dopri5"].a[1:], TABLEAUS["dopri5"].b)
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-"""Dormand and Prince 5(4): times and rows of the stages, and the weights of the error."""
+"""Dormand and Prince 5(4): times and rows of the stages after the first, and the weights of the
+error. The last stage is at the end of the step, so it is the first of the next one."""
 
 
 def _dormand_prince(
@@ -124,7 +120,7 @@ def _dormand_prince(
     """A step to level t: the estimate there, and the largest error of an image (1 is allowed)."""
     start, diffusion = now.level.time, diffusion_of(now.level)
     h, slopes, new = t.time - start, [_slope(now)], now
-    for share, row in STAGES:
+    for share, row in zip(SHARES, ROWS, strict=True):
         z = now.z + h * _mixed(row, slopes)
         new = model(z, t if share == 1 else diffusion.level(start + share * h))
         slopes.append(_slope(new))
@@ -133,7 +129,7 @@ def _dormand_prince(
     return new, float(error)
 
 
-def _mixed(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _mixed(weights: Sequence[float], slopes: list[Tensor]) -> Tensor:
     return sum(
         (w * k for w, k in zip(weights[1:], slopes[1:], strict=True)), weights[0] * slopes[0]
     )

@@ -254,10 +254,10 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
                 f"sampler.{named[0]}=auto: fit the coefficients for texts with `bdia-exp fit`, and "
                 "give the file"
             )
-        say(f"fitting the coefficients of {asked.sampler.name} at nfe={asked.nfe}: {path}")
         target = named[1].removeprefix(AUTO).lstrip(":") or "global"
         options = replace(usual(asked.sampler.make), target=target)
         records.save(path, made(asked, device, batch, options))
+        say(f"the coefficients are kept in {path}")
     dist.barrier()
 
 
@@ -275,6 +275,8 @@ def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record
     texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"
     job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise)
+    fine_levels(grid, model.schedule, options.fine)  # raises UserError before anything is said
+    say(f"fitting the coefficients of {asked.sampler.name} at nfe={asked.nfe}")
     with progress(work(len(grid) - 1, asked.nfe, options), "evaluation") as bar:
         found = fit(job, options, batch, bar.update)
     levels = coefficients.plain_levels(grid)

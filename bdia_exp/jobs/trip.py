@@ -83,6 +83,8 @@ class Trip:
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
             raise UserError(f"strength={asked.strength} leaves no step: give a larger value")
+        levels = levels[-gone - 1 :]
+        way.growth(levels)  # raises UserError for a γ that cannot be undone
         found = ImageSet(asked.images, fit=about.image_shape)
         rows = found.first(asked.limit)
         images = found.read(rows)
@@ -105,7 +107,6 @@ class Trip:
             more |= {"to": asked.to, "classify": asked.classify and asked.features.config}
         run = claim(asked, lambda known: identity_of(asked, known, **more), f"{command}-")
         run.require_ours()
-        levels = levels[-gone - 1 :]
         return cls(asked, command, run, device, way, levels, found.path, images, labels)
 
     @property

@@ -1,6 +1,6 @@
 """Any EDM or VP model as a critically-damped Langevin model, without training (docs/gddim.md).
 
-A pair u = (x, v) at time t is two noisy looks at the same clean pixel, with the same 2×2 matrices
+A pair u = (x, v) at time t is two noisy observations of one clean pixel, with the same 2×2 matrices
 for every pixel. They have a sufficient statistic, y = x_0 + σ_eff N(0, 1), one number a pixel. So
 E[x_0 | u] = D(y; σ_eff): the model's own denoiser gives the score of the pair.
 """
@@ -68,7 +68,7 @@ def paired(
         if not (level == CLEAN or isinstance(level, LinearLevel)):
             raise UserError("diffusion=cld has pairs (x, v): choose grid=quadratic_time")
         at = diffusion.level(level.time)
-        (w_x, w_v), sigma = diffusion.look(level.time)
+        (w_x, w_v), sigma = diffusion.observation(level.time)
         asked = max(min(sigma, most), least)
         y = (w_x * u[:, 0] + w_v * u[:, 1]) * min(asked / sigma, 1.0)
         x = own(y, edm(asked)).x

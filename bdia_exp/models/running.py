@@ -21,7 +21,7 @@ def ready(
     Its parameters are cast to `dtype` if it is given. Channels last is the faster layout for
     convolutions, on CPUs too (bench/layout.py).
     """
-    net = net.to(device, dtype)
+    net = nn.Module.to(net, device, dtype)  # diffusers' own `to` warns of a list that is empty
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
     return net.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling
 from bdia_exp.samplers.loops import cbdia, coupled, edict, multistep, rex
 from bdia_exp.samplers.rex import Rex
 from bdia_exp.samplers.rules import ddim, leapfrog
-from bdia_exp.samplers.weights import Gamma, each_gamma
+from bdia_exp.samplers.weights import OBELM, Gamma, each_gamma
 
 Kept = Mapping[str, Tensor]
 """The tensors that one direction keeps for the other; "z" is the newest state, [B, …]."""
@@ -178,7 +178,7 @@ class FixedPointInversion:
             fixedpoint.rational(self.gamma)
 
     def growth(self, grid: Grid) -> float:
-        return BDIAInversion(self.gamma).growth(grid)
+        return float(1 / math.prod(self._fractions(grid)))
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
         back = [1 / gamma for gamma in reversed(self._fractions(grid))]
@@ -277,5 +277,10 @@ def of(sampler: Sampler, *, state: str = "float64", time: str = "target") -> Inv
     if state == "fixed":
         if not (isinstance(found, BDIAInversion) and found.gamma):
             raise UserError("state=fixed is for sampler=bdia_ddim with sampler.gamma above 0")
+        if found.gamma == OBELM:
+            raise UserError(
+                "state=fixed needs short fractions, and the numbers of sampler.gamma=obelm are "
+                "not: give a number such as 0.95, or auto"
+            )
         return FixedPointInversion(found.gamma)
     return found

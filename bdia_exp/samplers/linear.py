@@ -165,11 +165,11 @@ class CLD(Diffusion):
         return self.R(t) @ (torch.eye(2, dtype=torch.float64) - kept @ kept.mT) @ self.R(t).mT
 
     def sigma_eff(self, t: float) -> float:
-        """The σ of the best look at a clean pixel that a pair (x, v) gives: see `look`."""
-        return self.look(t)[1]
+        """The σ of the best observation of a clean pixel that a pair (x, v) gives: see `observation`."""
+        return self.observation(t)[1]
 
     @cache  # noqa: B019
-    def look(self, t: float) -> tuple[tuple[float, float], float]:
+    def observation(self, t: float) -> tuple[tuple[float, float], float]:
         """(w_x, w_v) and σ with w_x x + w_v v = x_0 + σ N(0, 1), a sufficient statistic for x_0."""
         signal = self.Psi(t)[:, 0]
         weights = torch.linalg.solve(self.Sigma(t), signal)

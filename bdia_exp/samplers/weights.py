@@ -21,7 +21,7 @@ OBELM = "obelm"
 
 Rows = Sequence[Sequence[float]]
 """A row of coefficients for each step; empty for a step without columns. The last row belongs to
-the last step, so the rows of a grid serve the end of that grid too."""
+the last step, so the rows of a grid are also those of its last steps."""
 
 
 class Addition(NamedTuple):

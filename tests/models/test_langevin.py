@@ -60,14 +60,14 @@ def test_an_image_is_a_pair_without_velocity():
 
 @pytest.mark.parametrize("own", [fashion, vp])
 @pytest.mark.parametrize("t", [0.3, 0.01])
-def test_the_network_is_asked_once_about_the_best_look(own, t, monkeypatch):
+def test_the_network_is_asked_once_about_the_best_observation(own, t, monkeypatch):
     """E[x_0 | u] = D(y; σ_eff), and the split follows from it."""
     monkeypatch.setattr(batching, "ROWS", 2)
     model = langevin.cld(own())
     labels = torch.tensor([1, 5]) if own is fashion else None
     u, level = pairs(model), DIFFUSION.level(t)
     found = model.denoiser(labels)(u, level)
-    (w_x, w_v), sigma = DIFFUSION.look(t)
+    (w_x, w_v), sigma = DIFFUSION.observation(t)
     x = own().denoiser(labels)(w_x * u[:, 0] + w_v * u[:, 1], edm(sigma)).x
     wanted = Estimate.from_x(level, u, torch.stack([x, 0 * x], 1))
     assert torch.equal(found.eps, wanted.eps)

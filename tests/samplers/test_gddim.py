@@ -237,6 +237,6 @@ def test_beyond_the_network_s_range_the_state_is_scaled():
     for t in (1.0, 0.3, 1e-3):
         network(u, DIFFUSION.level(t))
     assert [sigma for sigma, _ in asked] == [80.0, DIFFUSION.sigma_eff(0.3), 0.002]
-    (w_x, w_v), sigma = DIFFUSION.look(1.0)
+    (w_x, w_v), sigma = DIFFUSION.observation(1.0)
     y = (w_x * u[:, 0] + w_v * u[:, 1]).abs().max().item()
     assert asked[0][1] == pytest.approx(y * 80 / sigma)

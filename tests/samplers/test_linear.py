@@ -154,10 +154,10 @@ def test_p_is_what_is_missing_to_sigma_and_is_drawn(lam):
     torch.testing.assert_close(covariance, missing, rtol=0, atol=1e-12)
 
 
-def test_sigma_eff_is_the_error_of_the_best_look():
+def test_sigma_eff_is_the_error_of_the_best_observation():
     """No weights w with wᵀ Ψ (1, 0) = 1 have less noise wᵀ Σ w."""
     for t in (1e-3, 0.1, 1.0):
-        (w_x, w_v), sigma = DIFFUSION.look(t)
+        (w_x, w_v), sigma = DIFFUSION.observation(t)
         w, lead = tensor([w_x, w_v]), DIFFUSION.Psi(t)[:, 0]
         assert w @ lead == pytest.approx(1)
         assert w @ DIFFUSION.Sigma(t) @ w == pytest.approx(sigma**2)

@@ -197,11 +197,27 @@ def test_bad_requests_get_one_sentence(tmp_path, monkeypatch, words, message):
         (["sampler.gamma=[1,0.5]", "nfe=9"], "needs 8: one for each step but the first"),
         (["sampler=bdia_edm", "sampler.gamma=obelm"], "is for sampler=bdia_ddim"),
         (["sampler=iia_ddim", "sampler.coefficients=nothing"], "nothing is at nothing"),
+        (["sampler=iia_edm", "nfe=8"], "choose 7 or 9"),
     ],
 )
 def test_bad_coefficients_get_one_sentence(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert message in one_sentence("sample", "sampler=bdia_ddim", *words, "device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sampler.gamma=[0]", "nfe=2"], "is 0 at step 2 of 2, which cannot be undone"),
+        (["sampler.gamma=[-0.5]", "nfe=2", "state=fixed"], "cannot be undone in fixed point"),
+        (["sampler.gamma=obelm", "nfe=4", "state=fixed"], "give a number such as 0.95, or auto"),
+    ],
+)
+def test_a_gamma_that_cannot_be_undone_leaves_no_folder(
+    source, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in one_sentence("roundtrip", f"images={source}", *words, "device=cpu")
 
 
 def test_the_record_is_of_one_fit(fitted):

@@ -6,7 +6,8 @@
 
 The first command measures FIDs. The script measures distances from the fine solution of the same
 noises, held out from every fit; then round trips, the noise after inversion and the sampling error
-of the methods that can be inverted, at equal NFE. It writes race.json, race.md and race.png.
+of the methods that can be inverted, at equal NFE. It writes race.json, race.md and race.png. Run
+again, it measures only what race.json lacks.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from bdia_exp.jobs.settings import Sampling
 from bdia_exp.models import Model
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, short
+from bdia_exp.report.statistics import difference, verdict
 from bdia_exp.samplers import inversion
 from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.targets import Fine, fine_levels
@@ -60,6 +62,15 @@ REVERSIBLE = {
     "Rex midpoint": ["sampler=rex", "sampler.tableau=midpoint"],
     "Rex rk4": ["sampler=rex", "sampler.tableau=rk4"],
 }
+PAIRS = (
+    ("BDIA-DDIM fitted γ", "O-BELM"),
+    ("BDIA-DDIM fitted γ", "BDIA-DDIM γ=0.5"),
+    ("BDIA-DDIM fitted γ, contrast kept", "BDIA-DDIM fitted γ"),
+    ("fitted AB, contrast kept", "fitted AB"),
+    ("IIA-EDM", "EDM"),
+    ("IIA-DDIM", "DDIM"),
+)
+"""Rows of the experiment that are compared with each other."""
 SPENT = (20, 40)
 """Evaluations to noise; of Rex the nearest number below that is possible."""
 GRIDS = {"karras": "EDM's levels (karras)", "quad": "VP levels (quad)"}
@@ -114,7 +125,7 @@ def sampling(
                 cell = {"row": name, "nfe": nfe, "rms": rms(wrong), "median": median(each.tolist())}
                 found.append(cell)
                 bar.update()
-                records.save(root / "errors.json", {**before, "cells": found})
+                records.save(root / "race.json", {**before, "cells": found})
     return found
 
 
@@ -197,6 +208,22 @@ def markdown(race: Record) -> str:
     return "\n\n".join([*parts, *_reversible(race["reversible"])]) + "\n"
 
 
+def paired(table: Record) -> str:
+    """The differences in FID of `PAIRS`, with the same seeds, and what they show."""
+    at = {(cell["row"], cell["column"]): cell for cell in table["cells"]}
+    rows = []
+    for one, other in PAIRS:
+        found = []
+        for column in table["columns"]:
+            a, b = at[one, column], at[other, column]
+            sides = (a["fid"], *a["fid_without_block"], b["fid"], *b["fid_without_block"])
+            between = difference(*sides)
+            found.append(f"{between}, {verdict(between)}")
+        rows.append([f"{one} − {other}", *found])
+    heads = ["FID, NFE", *map(str, table["columns"])]
+    return f"\n# Paired differences in FID\n\n{markdown_table(heads, rows)}\n"
+
+
 def _reversible(cells: list[Record]) -> list[str]:
     parts = [
         "# The reversible race",
@@ -236,19 +263,19 @@ def main() -> None:
     root, nfes = (given := parser.parse_args()).root, given.nfes
     experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/race.yaml"))
     (table,) = experiment["tables"]
-    before = records.load(root / "errors.json") or {}
+    before = records.load(root / "race.json") or {}
     with torch.inference_mode():
         cells = sampling(root, table["rows"], nfes, before)
         both: list[Record] = []
         for grid in GRIDS:
             for spent in SPENT:
                 both += reversible(Prepared(), grid, spent, before.get("reversible", []))
-                records.save(root / "errors.json", {"cells": cells, "reversible": both})
-    race = {"cells": cells, "reversible": both, **records.provenance()}
+                records.save(root / "race.json", {**before, "cells": cells, "reversible": both})
+    race = {**records.provenance(), **before, "cells": cells, "reversible": both}
     records.save(root / "race.json", race)
-    write_text(root / "race.md", markdown(race))
     drawn = root / "tables.json"
     fids = json.loads(drawn.read_text(encoding="utf-8"))["tables"] if drawn.exists() else []
+    write_text(root / "race.md", markdown(race) + "".join(map(paired, fids)))
     curves.race(cells, fids, root / "race.png")
 
 

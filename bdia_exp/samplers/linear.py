@@ -165,7 +165,7 @@ class CLD(Diffusion):
         return self.R(t) @ (torch.eye(2, dtype=torch.float64) - kept @ kept.mT) @ self.R(t).mT
 
     def sigma_eff(self, t: float) -> float:
-        """The σ of the best observation of a clean pixel that a pair (x, v) gives: see `observation`."""
+        """The σ of the best observation of a clean pixel in a pair (x, v): see `observation`."""
         return self.observation(t)[1]
 
     @cache  # noqa: B019

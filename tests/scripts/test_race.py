@@ -38,7 +38,7 @@ def test_both_races_are_run(race, monkeypatch, tmp_path):
     with torch.inference_mode():
         cells = race.sampling(tmp_path, {"DDIM": ["sampler=ddim"]}, [2, 4])
         assert 0 < cells[1]["rms"] < cells[0]["rms"]
-        assert json.loads((tmp_path / "errors.json").read_text())["cells"] == cells
+        assert json.loads((tmp_path / "race.json").read_text())["cells"] == cells
         rows = {"BDIA": ["sampler=bdia_ddim"], "Rex": ["sampler=rex"]}
         monkeypatch.setattr(race, "REVERSIBLE", rows)
         bdia, rex = race.reversible(race.Prepared(), "quad", 5)
@@ -50,3 +50,13 @@ def test_both_races_are_run(race, monkeypatch, tmp_path):
     assert "## VP levels (quad), about 5 evaluations" in race.markdown(
         {"cells": cells, "reversible": both}
     )
+
+
+def test_rows_are_compared_by_pairs_of_seeds(race, monkeypatch):
+    cells = [
+        {"row": row, "column": "5", "fid": fid, "fid_without_block": [[fid - 0.01, fid + 0.01]]}
+        for row, fid in (("A", 2.0), ("B", 1.0))
+    ]
+    monkeypatch.setattr(race, "PAIRS", [("A", "B")])
+    text = race.paired({"columns": ["5"], "cells": cells})
+    assert "| A − B | 1.000 ± 0.000, worse |" in text

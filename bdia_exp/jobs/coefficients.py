@@ -40,6 +40,11 @@ def is_automatic(name: str) -> bool:
     return name == AUTO or name.startswith(f"{AUTO}:")
 
 
+def target_of(name: str) -> str:
+    """The target of the fit that makes an automatic file."""
+    return name.removeprefix(AUTO).lstrip(":") or "global"
+
+
 def bare(sampler: Choice[Sampler]) -> Sampler:
     """The sampler without coefficients that belong to one grid: it costs the same evaluations."""
     of_a_grid = {key for key in KEYS if isinstance(sampler.config.get(key), (str, list))}

@@ -17,6 +17,7 @@ from typing import Any
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.asked import as_key, hints_of, sources_of
 from bdia_exp.jobs.settings import (
+    Comparing,
     Drawing,
     Editing,
     Inverting,
@@ -187,10 +188,10 @@ def automatic(asked: Solving) -> Path:
     The classes and the prompts of a run do not change its name.
     """
     settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, "dtype": asked.dtype}
-    settings["coefficients"] = [
-        coefficients.USUAL,
-        *(coefficients.file_of(asked.sampler.config) or ()),
-    ]
+    named = coefficients.file_of(asked.sampler.config) or ("", "")
+    settings["coefficients"] = [coefficients.USUAL, *named]
+    if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):
+        settings |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name

@@ -1,7 +1,7 @@
 """Makes a scorer from settings, and scores a set of images."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from bdia_exp import dist
 from bdia_exp.console import positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
-from bdia_exp.jobs.settings import Scoring
+from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
@@ -23,7 +23,13 @@ NO_REFERENCE = (
 )
 
 
-def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
+def scorer_of(
+    asked: Comparing,
+    device: str,
+    batch: int,
+    metrics: Sequence[str] = ("fid",),
+    clip: str | None = None,
+) -> Score:
     """A scorer with its reference: an npz with mu and sigma, or images to compute them from.
 
     Raises UserError if there is no reference, or if it cannot be used.
@@ -33,8 +39,7 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
         raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
     extractor = asked.features.make(device=device)
     path = checkpoints.locate(asked.reference, NO_REFERENCE)
-    metrics = listed(asked.metrics)
-    score = Score(extractor, None, metrics, resize=asked.resize, clip=asked.clip)
+    score = Score(extractor, None, metrics, resize=asked.resize, clip=clip)
     if not is_image_set(path):
         score.compare_with(Statistics.load(path))
         return score

@@ -113,13 +113,19 @@ class Computing(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Asked):
-    """All that decides the score of given images."""
+class Comparing(Asked):
+    """All that decides the FID of given images."""
 
     features: Choice[Callable[..., Extractor]]
     reference: Source | None
-    metrics: list[str] | str | None
     resize: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Comparing):
+    """All that decides the score of given images: the FID and other metrics."""
+
+    metrics: list[str] | str | None
     clip: Source | None
 
 

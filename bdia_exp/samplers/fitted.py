@@ -25,6 +25,24 @@ Target = Callable[[int, Estimate], Tensor]
 """(steps left, the newest evaluation) → the state that the step should reach."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Coefficients are kept `within` these two, and rounded to fractions with at most this
+    `denominator`: a γ that can be undone, also in fixed point. None: not."""
+
+    within: tuple[float, float] | None = None
+    denominator: int | None = None
+
+    def __call__(self, weight: float) -> float:
+        """The nearest coefficient that is allowed."""
+        if self.within:
+            low, high = self.within
+            weight = min(max(weight, low), high)
+        if self.denominator:
+            weight = float(Fraction(weight).limit_denominator(self.denominator))
+        return weight
+
+
 @dataclass
 class Step:
     """What the fit of one step found. RMS of the residual without and with the coefficients."""
@@ -33,6 +51,8 @@ class Step:
     before: float | None = None
     after: float | None = None
     condition: float | None = None
+    reach: list[float] = field(default_factory=list)
+    """The coefficient with which each column alone is as large as the residual without columns."""
 
 
 @dataclass
@@ -42,14 +62,11 @@ class Fit:
     With `keep_variance` the step also has the contrast of the target: the same sum of squares of
     the pixels about the mean of their image and channel.
 
-    `within` bounds every coefficient, and `denominator` rounds it to a fraction with at most this
-    denominator: a γ that can be undone in fixed point. Raises UserError if a step has more columns
-    than equations, or if it is no longer finite.
+    Raises UserError if a step has more columns than equations, or if it is no longer finite.
     """
 
     target: Target
-    within: tuple[float, float] | None = None
-    denominator: int | None = None
+    bounds: Bounds = Bounds()
     keep_variance: bool = False
     steps: list[Step] = field(default_factory=list)
 
@@ -62,7 +79,9 @@ class Fit:
             return []
         goal = self.target(step.left, step.now)
         row, condition = self._row(goal, step)
-        self.steps.append(Step(row, *_residuals(goal, step, row), condition))
+        before, after = _residuals(goal, step, row)
+        reach = [before / max(rms(column), 1e-300) for column in step.columns]
+        self.steps.append(Step(row, before, after, condition, reach))
         return row
 
     def _row(self, goal: Tensor, step: Addition) -> tuple[list[float], float]:
@@ -73,15 +92,7 @@ class Fit:
         else:
             (column,) = columns
             row, condition = [_secant(lambda w: after(base + w * column), goal)], 1.0
-        return [self._rounded(w) for w in row], condition
-
-    def _rounded(self, weight: float) -> float:
-        if self.within:
-            low, high = self.within
-            weight = min(max(weight, low), high)
-        if self.denominator:
-            weight = float(Fraction(weight).limit_denominator(self.denominator))
-        return weight
+        return [self.bounds(w) for w in row], condition
 
     @property
     def rows(self) -> list[list[float]]:

@@ -38,9 +38,10 @@ def evaluate(asked: Evaluating) -> Record:
     file = _file(asked)
     if file:
         require_replaceable(file, _is_score, "an earlier score of `evaluate`")
-    prompts = prompts_of(found, count) if "clip" in listed(asked.metrics) else None
+    metrics = listed(asked.metrics)
+    prompts = prompts_of(found, count) if "clip" in metrics else None
     dist.start(device)
-    scorer = scorer_of(asked, device, asked.batch)
+    scorer = scorer_of(asked, device, asked.batch, metrics, asked.clip)
     scorer.require_enough(count)
     notes = score_set(scorer, found, count, asked.batch, prompts)
     record = records.provenance() | {

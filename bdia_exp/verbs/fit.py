@@ -5,9 +5,9 @@ from pathlib import Path
 
 from bdia_exp import dist
 from bdia_exp.jobs import fitting
-from bdia_exp.jobs.fitting import FitOptions
+from bdia_exp.jobs.fit_options import FitOptions, key_of, usual
 from bdia_exp.jobs.identity import fitted_for
-from bdia_exp.jobs.settings import Computing, Drawing
+from bdia_exp.jobs.settings import Comparing, Computing, Drawing
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, publish, short
 from bdia_exp.store import records
@@ -19,7 +19,7 @@ STATES = ("base", "fitted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting(Drawing, Computing):
+class Fitting(Drawing, Comparing, Computing):
     """The sampler, its model and grid, and how its coefficients are fitted."""
 
     fit: dict
@@ -27,15 +27,14 @@ class Fitting(Drawing, Computing):
 
     def check(self) -> None:
         super().check()
-        fitting.key_of(self.sampler.make)
+        key_of(self.sampler.make)
         FitOptions(**self.fit)
 
     @property
     def options(self) -> FitOptions:
         """What was given, and the usual options of this sampler for the rest."""
-        usual = fitting.usual(self.sampler.make)
         given = {key: value for key, value in self.fit.items() if value is not None}
-        return FitOptions(**{**vars(usual), **given})
+        return FitOptions(**{**vars(usual(self.sampler.make)), **given})
 
 
 def fit(asked: Fitting) -> Record:
@@ -46,6 +45,8 @@ def fit(asked: Fitting) -> Record:
     device = dist.device(asked.device)
     identity = {**fitted_for(asked), "fit": vars(asked.options), "nfe": asked.nfe}
     identity["grid"] = asked.grid.config
+    if asked.options.target == "features":
+        identity |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
     root = Path(asked.out).expanduser() if asked.out else _folder(asked, identity)
     before = records.load(root / "record.json")
     if before:
@@ -100,10 +101,25 @@ def _markdown(asked: Fitting, root: Path, found: Record) -> str:
         markdown_table(heads, rows),
         "Distance of the end states from the fine solution of the same noises:",
         _ends(found["end_errors"]),
+        *(_searched(found["search"]) if "search" in found else []),
         "![Coefficients and residuals](fit.png)",
         f"Use them with sampler.{key}={root / FILE}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _searched(search: Record) -> list[str]:
+    """What the search for features found."""
+    names = {"base": "no coefficients", "least_squares": "least squares", "found": "found"}
+    rows = [
+        [label, *(f"{search[fid][name]:.3f}" for fid in ("fid", "held_out_fid"))]
+        for name, label in names.items()
+    ]
+    return [
+        f"The search tried {search['trials']} sets of coefficients. FID in {search['features']} of "
+        f"the images of seeds {search['seeds']}, and held out, {search['held_out_seeds']}:",
+        markdown_table(["coefficients", "FID", "held out"], rows),
+    ]
 
 
 def _ends(errors: Record) -> str:

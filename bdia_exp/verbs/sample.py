@@ -12,7 +12,7 @@ from bdia_exp.console import progress, say
 from bdia_exp.jobs.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
-from bdia_exp.jobs.scoring import scorer_of
+from bdia_exp.jobs.scoring import listed, scorer_of
 from bdia_exp.jobs.settings import Sampling, full_name, gammas_of
 from bdia_exp.models import warn_of_cut
 from bdia_exp.report import scores
@@ -41,7 +41,7 @@ def sample(asked: Sampling) -> Record:
     require_weights(run, job.model.provenance)
     scorer = None
     if asked.score:
-        scorer = scorer_of(asked, device, asked.batch)
+        scorer = scorer_of(asked, device, asked.batch, listed(asked.metrics), asked.clip)
         scorer.require_enough(len(wanted))
         scorer.require_prompts(job.model.takes_text)
 

@@ -60,7 +60,7 @@ def test_config_keys_are_the_parameters_of_the_verbs(command):
     asked = fields(verb(command).asks)
     own = {key for key in config if re.search(rf"^{key}:", text_of(command), re.M)}
     own |= {group for group in groups_of(command) if group in config}
-    own -= {"features"} if command in ("invert", "roundtrip", "fit") else set()
+    own -= {"features"} if command in ("invert", "roundtrip") else set()
     assert own == {as_key(field.name) for field in asked}
     for field in asked:  # a record without a key was made with what is the default still
         if field.default is not MISSING:

@@ -9,7 +9,7 @@ import torch
 from bdia_exp.errors import UserError
 from bdia_exp.models.toy import Gaussian
 from bdia_exp.samplers import columns, iia_edm
-from bdia_exp.samplers.fitted import Fit, Watch, least_squares, rms
+from bdia_exp.samplers.fitted import Bounds, Fit, Watch, least_squares, rms
 from bdia_exp.samplers.grids import karras, quadratic_time
 from bdia_exp.samplers.iia_edm import averaged
 from bdia_exp.samplers.linear import CLD
@@ -115,7 +115,7 @@ def test_bounds_and_fractions_of_coefficients():
     grid, model = karras(8), MODEL
     z = noise(grid)
     fine = Global(Fine.solved(model, z, fine_levels(grid, SCHEDULE)).on(grid))
-    fit = Fit(fine, within=(0.5, 1.0), denominator=8)
+    fit = Fit(fine, Bounds((0.5, 1.0), 8))
     *_, _ = multistep(model, z, grid, gamma=fit)
     found = [row[0] for row in fit.rows[1:]]
     assert all(0.5 <= gamma <= 1 and (8 * 7 * 5 * 3 * gamma) % 1 == 0 for gamma in found)

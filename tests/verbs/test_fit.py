@@ -11,8 +11,9 @@ from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import fitting
 from bdia_exp.jobs.coefficients import Coefficients
-from bdia_exp.jobs.fitting import Batch
+from bdia_exp.jobs.fit_options import FitOptions
 from bdia_exp.jobs.sampling import Job
+from bdia_exp.jobs.sides import Batch
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.store import records
 from tests.asking import one_sentence
@@ -109,7 +110,7 @@ def _other_weights(root):
 
 def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
-    small = fitting.FitOptions(images=2, fine=8)
+    small = FitOptions(images=2, fine=8)
     monkeypatch.setattr(fitting, "usual", lambda sampler: small)
     words = [*IIA, "images=2"]
     record = sample(tmp_path / "a", *words)
@@ -124,6 +125,22 @@ def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
     assert "coefficients_sha256" not in base["identity"]
     sample(tmp_path / "d", "sampler=edm", "nfe=5", "images=2")
     assert pngs(tmp_path / "c") == pngs(tmp_path / "d") != pngs(tmp_path / "a")
+
+
+def test_a_search_for_features_is_judged_by_the_images(tmp_path):
+    few = ["fit.target=features", "fit.judged=66", "fit.trials=2"]
+    found = fit(tmp_path / "x", *BDIA, "nfe=3", "batch=66", *few)["search"]
+    assert found["trials"] == 2
+    assert found["features"] == "fashion_features"
+    assert found["seeds"] == "3000000005-3000000070"  # after those of the fit
+    assert found["held_out_seeds"] == "3000000071-3000000136"
+    fid = found["fid"]
+    assert fid["found"] == min(fid["base"], fid["least_squares"])
+    assert "The search tried 2 sets" in (tmp_path / "x/fit.md").read_text()
+    # The same images by `sample` have the same FID.
+    words = [*BDIA, "nfe=3", f"sampler.gamma={tmp_path / 'x/coefficients.json'}", "score=true"]
+    record = sample(tmp_path / "y", *words, f"seeds={found['held_out_seeds']}", "save=none")
+    assert record["score"]["fid"] == pytest.approx(found["held_out_fid"]["found"], abs=1e-4)
 
 
 @pytest.mark.parametrize("state", ["float64", "fixed"])
@@ -178,6 +195,8 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
         (["fit.images=0"], "fit.images=0"),
         (["fit.within=[1]"], "must be two numbers"),
         (["fit.first_seed=-1"], "fit.first_seed=-1"),
+        (["fit.target=features", "fit.judged=9"], "needs at least 65 images"),
+        (["fit.target=features", "reference=null"], "give reference="),
         (["fit.fine=4", "nfe=9"], "no finer than this grid"),
     ],
 )
@@ -198,6 +217,7 @@ def test_bad_requests_get_one_sentence(tmp_path, monkeypatch, words, message):
         (["sampler=bdia_edm", "sampler.gamma=obelm"], "is for sampler=bdia_ddim"),
         (["sampler=iia_ddim", "sampler.coefficients=nothing"], "nothing is at nothing"),
         (["sampler=iia_edm", "nfe=8"], "choose 7 or 9"),
+        (["sampler.gamma='auto:x'"], "fit.target='x' is unknown"),
     ],
 )
 def test_bad_coefficients_get_one_sentence(tmp_path, monkeypatch, words, message):

@@ -1,0 +1,116 @@
+"""The noises of a fit, and those held out: their network, their target and their errors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from bdia_exp import batching
+from bdia_exp.jobs.fit_options import FitOptions, key_of
+from bdia_exp.jobs.problems import last
+from bdia_exp.jobs.sampling import Job
+from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level, Sampler
+from bdia_exp.samplers.fitted import Target, rms
+from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels
+from bdia_exp.samplers.weights import Weights
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Starting noises with their network: one call evaluates all of them, a few at a time."""
+
+    z: Tensor
+    denoisers: list[Denoiser]
+    size: int
+
+    @classmethod
+    def of(cls, job: Job, seeds: Sequence[int], size: int) -> "Batch":
+        z, labels = job.draw(seeds)
+        size = max(size, batching.ROWS)  # smaller batches are padded to this
+        rows = [slice(start, start + size) for start in range(0, len(seeds), size)]
+        conditions = (
+            job.texts(seeds[part]) if job.texts else None if labels is None else labels[part]
+            for part in rows
+        )
+        return cls(z, [job.model.denoiser(condition) for condition in conditions], size)
+
+    def __call__(self, z: Tensor, level: Level) -> Estimate:
+        parts = zip(self.denoisers, z.split(self.size), strict=True)
+        found = [denoiser(part, level) for denoiser, part in parts]
+        clean = [part.clean for part in found if part.clean is not None]
+        whole = torch.cat(clean) if len(clean) == len(found) else None
+        return Estimate(level, z, torch.cat([part.eps for part in found]), whole)
+
+
+SOLVED: dict[str, Fine] = {}
+
+
+class Side:
+    """The noises of a fit, or those held out: their network, their target and their errors."""
+
+    def __init__(
+        self,
+        job: Job,
+        seeds: Sequence[int],
+        size: int,
+        options: FitOptions,
+        step: Callable[[], object],
+    ):
+        batch = Batch.of(job, seeds, size)
+        self.job, self.z, self.seeds = job, batch.z, seeds
+
+        def evaluated(z: Tensor, level: Level) -> Estimate:
+            step()
+            return batch(z, level)
+
+        self.network = Counted(evaluated)
+        self.base: Sampler = weighted(job.sampler, key_of(job.sampler), None)
+        schedule = job.model.schedule
+        self.levels = fine_levels(job.grid, schedule, options.fine)
+        self.target: Target
+        if options.target == "local":
+            self.target = Local(self.base, self.network, job.grid, schedule, options.parts)
+        else:
+            self.target = Global(self.fine.on(job.grid))
+
+    @cached_property
+    def fine(self) -> Fine:
+        """The fine solution of these noises. The two newest are kept for other samplers."""
+        texts = self.job.texts.provenance if self.job.texts else None
+        weights = self.job.model.provenance["sha256"]
+        about = [weights, self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        key = records.digest({"fine": about})
+        if key in SOLVED:
+            self.network.nfe += len(self.levels) - 1
+        else:
+            SOLVED[key] = Fine.solved(self.network, self.z, self.levels)
+            for old in [*SOLVED][:-2]:
+                del SOLVED[old]
+        return SOLVED[key]
+
+    def end(self, more: Record) -> Tensor:
+        """The end states of the sampler with these coefficients."""
+        found: Tensor = last(partial(self.base, **more)(self.network, self.z, self.job.grid))
+        return found
+
+    def errors(self, end: Tensor) -> Record:
+        """Distances from the fine solution: of the base method's end states, and of the fitted."""
+        fine = self.fine.end
+        return {"base": _distances(self.end({}) - fine), "fitted": _distances(end - fine)}
+
+
+def _distances(wrong: Tensor) -> Record:
+    each = wrong.double().flatten(1).square().mean(1).sqrt()
+    return {"rms": rms(wrong), "median": median(each.tolist()), "max": float(each.max())}
+
+
+def weighted(sampler: Sampler, key: str, weights: Weights | None) -> Sampler:
+    """The sampler with these weights as its argument `key`; its base method for None."""
+    given = {k: v for k, v in sampler.keywords.items() if k != key}  # type: ignore[attr-defined]
+    more = {} if weights is None else {key: weights}
+    return partial(sampler.func, **given, **more)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bdia_exp.report.fids import fid_panel
 from bdia_exp.report.figures import new_figure, save_figure, style, ticks_at
 
 
@@ -47,16 +48,11 @@ def race(
             least[nfe] = min(value, least.get(nfe, value))
     panels[0].plot(*zip(*sorted(least.items()), strict=True), color="0.8", lw=6, zorder=0)
     panels[0].set(ylabel="RMS distance from the fine solution")
+    panels[0].set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
+    ticks_at(panels[0], sorted({cell["nfe"] for cell in cells}))
     if tables:
-        found = [cell for table in tables for cell in table["cells"]]
-        for number, row in enumerate(rows):
-            points = sorted((c["nfe"], c["fid"]) for c in found if c["row"] == row)
-            if points:
-                panels[1].plot(*zip(*points, strict=True), label=row, **style(number))
-        panels[1].set(ylabel="FID")
+        fid_panel(panels[1], tables[0])
     for panel in panels:
-        panel.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
-        ticks_at(panel, sorted({cell["nfe"] for cell in cells}))
         panel.grid(alpha=0.3, which="both")
     panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=7)
     save_figure(figure, path)

@@ -12,35 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def fid_curves(drawn: Mapping[str, Any], path: Path) -> None:
-    """FID against NFE: a panel per table, a line per row. FIDs that differ twofold: log scale."""
-    tables = [table for table in drawn["tables"] if table["cells"]]
-    most = max(len(table["rows"]) for table in tables)
-    below = most > 6  # a long legend would hide the lines
-    size = (5.5 * len(tables), 4.2 + 0.1 * most * below)
-    figure = new_figure(*size)
-    panels = figure.subplots(1, len(tables), squeeze=False)
-    for panel, table in zip(panels[0], tables, strict=True):
-        for number, row in enumerate(table["rows"]):
-            points = sorted((c["nfe"], c["fid"]) for c in table["cells"] if c["row"] == row)
-            if points:
-                panel.plot(*zip(*points, strict=True), label=row, **style(number))
-        panel.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="FID")
-        panel.set_title(table["title"], fontsize=10)
-        ticks_at(panel, sorted({c["nfe"] for c in table["cells"]}))
-        fids = [cell["fid"] for cell in table["cells"]]
-        if max(fids) > 2 * min(fids):
-            panel.set_yscale("log")
-            panel.yaxis.set_minor_formatter(_some)
-        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panel.grid(alpha=0.3, which="both")
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "fontsize": 7}
-        panel.legend(**place if below else {})
-    notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
-    figure.supxlabel("; ".join(notes), fontsize=8)
-    save_figure(figure, path)
-
-
 def side_by_side(strips: Mapping[str, Path | Image.Image], path: Path) -> None:
     """Pictures (or image files) below each other, each with its name to the left.
 
@@ -192,7 +163,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
         numbers = [[fids.get((row, c), float("nan")) for c in columns] for row in rows]
         picture = above.imshow(numbers, norm=colours, cmap="viridis_r", aspect="auto")
         bar = figure.colorbar(picture, ax=above, label="FID (lower is better)", format="%g")
-        bar.ax.yaxis.set_minor_formatter(_some)
+        bar.ax.yaxis.set_minor_formatter(some)
         above.set(title=table["title"], xlabel="network evaluations (NFE)", ylabel="γ")
         above.set_xticks(range(len(columns)), columns)
         above.set_yticks(range(len(rows)), [f"{_gamma(row):g}" for row in rows])
@@ -218,7 +189,7 @@ def heat_maps(drawn: Mapping[str, Any], path: Path) -> None:
             below.plot(*zip(*points, strict=True), label=f"NFE {column}", **style(x))
         below.set(xlabel="γ (0 is the base method)", ylabel="FID", yscale="log")
         below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        below.yaxis.set_minor_formatter(_some)
+        below.yaxis.set_minor_formatter(some)
         below.grid(alpha=0.3, which="both")
         below.legend()
     notes = sorted({cell["note"] for table in tables for cell in table["cells"]})
@@ -260,7 +231,7 @@ def _slopes(panel: Any, at: float) -> None:
         panel.text(2.08 * at, end, f"order {power}", color="0.4", fontsize=7, va="center")
 
 
-def _some(value: float, _: float) -> str:
+def some(value: float, _: float) -> str:
     """Labels for a few of the minor ticks of a logarithmic axis."""
     return f"{value:g}" if f"{value:e}"[0] in "2357" else ""
 

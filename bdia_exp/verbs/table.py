@@ -7,7 +7,7 @@ from bdia_exp.console import one_of, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, folder_of
-from bdia_exp.report import figures, tables
+from bdia_exp.report import fids, figures, tables
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
 from bdia_exp.store.records import Record
@@ -51,7 +51,7 @@ def table(asked: TableDrawing) -> Record:
         text = tables.markdown(drawn)
         write_text(root / "tables.md", text)
         records.save(root / "tables.json", drawn)
-        figures.fid_curves(drawn, root / "fid.png")
+        fids.fid_curves(drawn, root / "fid.png")
         figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
         say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
     return drawn

@@ -1,7 +1,8 @@
 """Tables are pure functions of records."""
 
 from bdia_exp.report import tables
-from bdia_exp.report.figures import fid_curves, side_by_side
+from bdia_exp.report.fids import fid_curves
+from bdia_exp.report.figures import side_by_side
 from bdia_exp.store.files import save_image
 from bdia_exp.store.pictures import to_pil
 

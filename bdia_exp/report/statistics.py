@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 
@@ -49,6 +49,14 @@ def mean(found: Sequence[Interval]) -> Interval:
     """The mean of several independent numbers: runs with other seeds."""
     half_width = math.hypot(*(one.half_width for one in found)) / len(found)
     return Interval(math.fsum(one.value for one in found) / len(found), half_width)
+
+
+def share_interval(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `successes` of `count` independent tries (Wilson's)."""
+    z2 = float(ndtri((1 + LEVEL) / 2)) ** 2
+    middle = (successes + z2 / 2) / (count + z2)
+    spread = math.sqrt(z2 * (successes * (count - successes) / count + z2 / 4)) / (count + z2)
+    return max(middle - spread, 0.0), min(middle + spread, 1.0)
 
 
 def verdict(found: Interval) -> str:

@@ -1,7 +1,9 @@
 """`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from bdia_exp.jobs.settings import OWN
 from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
-from bdia_exp.samplers.cost import MOST, evaluations
-from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.report.statistics import share_interval
+from bdia_exp.samplers.core import Grid
+from bdia_exp.samplers.cost import MOST, affordable, evaluations
+from bdia_exp.samplers.schedules import Schedule, linear_vp
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
 from bdia_exp.store.image_sets import ImageSet
@@ -38,6 +42,7 @@ class EditComparison(Asked):
     methods: list | str
     settings: Overrides | None
     steps: int
+    nfe: int | None
     strength: float
     guidance: float | None
     device: str
@@ -46,6 +51,7 @@ class EditComparison(Asked):
     def check(self) -> None:
         super().check()
         positive("steps", self.steps, MOST)
+        positive("nfe", self.nfe, MOST)
         positive("limit", self.limit)
 
 
@@ -54,9 +60,9 @@ SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "d
 
 
 def edits(asked: EditComparison, compose: Compose) -> Record:
-    """Runs `edit` for every method with the same number of steps, then draws the sheet.
+    """Runs `edit` for every method with the same number of steps, or at equal `nfe`.
 
-    Complete runs are not run again. Returns the records by method.
+    Then it draws the sheet. Complete runs are not run again. Returns the records by method.
     """
     plain = asked.plain()
     common = [f"{key}={_as_word(plain[key])}" for key in SHARED if plain[key] is not None]
@@ -72,7 +78,11 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
         first = compose(words)
         # No cost depends on the schedule, but a diffusion's grid needs its own.
         schedule = linear_vp() if first.diffusion == OWN else first.load("meta").schedule
-        nfe = evaluations(bare(first.sampler), first.grid.make(asked.steps, schedule))
+        sampler, grid = bare(first.sampler), partial(_grid, first.grid.make, schedule)
+        if asked.nfe:
+            _, nfe = affordable(sampler, grid, asked.nfe)
+        else:
+            nfe = evaluations(sampler, grid(asked.steps))
         folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
         made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
@@ -80,9 +90,14 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     return made
 
 
+def _grid(make: Callable[..., Grid], schedule: Schedule, steps: int) -> Grid:
+    return make(steps, schedule)
+
+
 def _draw(made: Record, root: Path, images: str) -> None:
     strips: dict[str, Path | Image.Image] = {}
     rows = []
+    classified = all("classified_as_to" in record for record in made.values())
     for label, record in made.items():
         found = ImageSet(record["config"]["out"]).read(range(record["images"]))
         if not strips:
@@ -100,10 +115,12 @@ def _draw(made: Record, root: Path, images: str) -> None:
                 f"{record['edit_distance']['rms']:.1f}",
                 f"{record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f})",
                 f"{record['nfe']} + {record['nfe_back']}",
+                *([_seen(record)] if classified else []),
             ]
         )
     figures.side_by_side(strips, root / "sheet.png")
     heads = ["method", "inversion", "reconstruction", "edit", "noise", "evaluations"]
+    heads += ["seen"] * classified
     config: dict[str, Any] = next(iter(made.values()))["config"]
     what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
     lines = [
@@ -112,12 +129,21 @@ def _draw(made: Record, root: Path, images: str) -> None:
         "RMS differences of pixels, which are 0 to 255. Inversion: error of the round trip alone; "
         "reconstruction: from the input, with the autoencoder's error; edit: from the input. "
         "Noise: RMS of the inverted images, in brackets that of images with random noise. "
-        "Evaluations: to noise + back.",
+        "Evaluations: to noise + back."
+        + " Seen: share of the edits that the classifier sees as the new class, with its 95 % "
+        "interval." * classified,
         markdown_table(heads, rows),
     ]
     write_text(root / "edits.md", "\n\n".join(lines) + "\n")
     records.save(root / "edits.json", made)
     say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
+
+
+def _seen(record: Record) -> str:
+    low, high = share_interval(
+        round(record["classified_as_to"] * record["images"]), record["images"]
+    )
+    return f"{record['classified_as_to']:.0%} ({low:.0%} to {high:.0%})".replace("%", " %")
 
 
 def _as_word(value: Any) -> str:

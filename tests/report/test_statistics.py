@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bdia_exp.metrics.frechet import BLOCKS, frechet_distance
 from bdia_exp.metrics.moments import Statistics
-from bdia_exp.report.statistics import Interval, difference, interval, verdict
+from bdia_exp.report.statistics import Interval, difference, interval, share_interval, verdict
 
 RUNS, IMAGES, DIM = 500, 400, 4
 REFERENCE = Statistics(np.zeros(DIM), np.eye(DIM))
@@ -65,3 +66,10 @@ def test_verdicts_are_words():
     assert verdict(Interval(1.0, 0.5)) == "worse"
     assert verdict(Interval(0.4, 0.5)) == "no difference shown"
     assert str(Interval(0.8154, 0.02)) == "0.815 ± 0.020"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("successes", "count"), [(8, 10), (0, 12), (12, 12), (183, 200)])
+def test_the_interval_of_a_share_is_wilson_s(successes, count):
+    known = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    assert share_interval(successes, count) == pytest.approx((known.low, known.high), abs=1e-12)

@@ -211,3 +211,19 @@ MISTAKES = {
 def test_mistakes_get_one_sentence(words, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert MISTAKES[words] in one_sentence(*(word.format(source) for word in words.split()))
+
+
+def test_edits_at_equal_evaluations_are_judged_by_the_classifier(source, tmp_path):
+    words = ("to=3", "nfe=5", "strength=1", "settings=classify=true", "methods=ddim,edict,rex")
+    found = do("edits", str(source), *words, "limit=1", "device=cpu", f"out={tmp_path}")
+    # EDICT and Rex have two evaluations a step.
+    assert {label: record["nfe"] for label, record in found.items()} == {
+        "ddim": 5,
+        "edict": 4,
+        "rex": 4,
+    }
+    text = (tmp_path / "edits.md").read_text()
+    assert "| seen |" in text
+    share = found["ddim"]["classified_as_to"]
+    assert f"| {share:.0%}".replace("%", " %") in text
+    assert share in (0, 1)

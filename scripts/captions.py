@@ -26,21 +26,12 @@ import numpy as np
 import torch
 
 from bdia_exp.metrics.colours import TINTS, tinted
+from bdia_exp.metrics.garments import NAMES
 from bdia_exp.models.clip_tokenizer import END, START, byte_symbols
 
 COLOURS = [*TINTS]
-NOUNS = [
-    ["t-shirt", "t-shirt", "top"],
-    ["trousers", "trousers", "pants"],
-    ["pullover", "pullover", "sweater"],
-    ["dress"],
-    ["coat"],
-    ["sandal"],
-    ["shirt"],
-    ["sneaker"],
-    ["bag", "bag", "handbag"],
-    ["ankle boot", "ankle boot", "boot"],
-]
+NOUNS = [[names[0], *names] if len(names) > 1 else [*names] for names in NAMES]
+"""For each class; the usual name comes twice, so it is chosen more often."""
 SLEEVES = {0: "short", 2: "long", 4: "long"}  # by class
 FRAMES = ["{}", "{}", "a photo of {}", "a picture of {}", "an image of {}"]
 CAPTIONS, PER_CLASS = 4, 100

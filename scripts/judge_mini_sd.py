@@ -26,6 +26,7 @@ from torch import Tensor
 from bdia_exp.metrics.colours import TINTS, colour_of
 from bdia_exp.metrics.features import garments
 from bdia_exp.metrics.frechet import frechet_distance
+from bdia_exp.metrics.garments import NAMES
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.sums import FeatureMoments
 from bdia_exp.models import stable_diffusion
@@ -35,8 +36,7 @@ from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.pictures import to_pil
 
 COLOURS = [*TINTS]
-CLASSES = ["t-shirt", "trousers", "pullover", "dress", "coat"]
-CLASSES += ["sandal", "shirt", "sneaker", "bag", "boot"]
+CLASSES = [names[0] for names in NAMES]
 PROMPTS = BUNDLED / "fashion_captions.csv"
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from bdia_exp.metrics.colours import TINTS, tinted
-from bdia_exp.metrics.garments import NAMES
+from bdia_exp.metrics.garments import INK, NAMES
 from bdia_exp.models.clip_tokenizer import END, START, byte_symbols
 
 COLOURS = [*TINTS]
@@ -35,7 +35,6 @@ NOUNS = [[names[0], *names] if len(names) > 1 else [*names] for names in NAMES]
 SLEEVES = {0: "short", 2: "long", 4: "long"}  # by class
 FRAMES = ["{}", "{}", "a photo of {}", "a picture of {}", "an image of {}"]
 CAPTIONS, PER_CLASS = 4, 100
-INK = 25  # a pixel above this belongs to the garment
 
 
 def neighbours(pixels: np.ndarray, mode: Any) -> list[np.ndarray]:

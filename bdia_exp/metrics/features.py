@@ -1,6 +1,7 @@
 """Feature extractors: from images to the vectors that FID compares."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.classifier import Classifier
 from bdia_exp.metrics.colours import grey_of
+from bdia_exp.metrics.garments import obeyed
 from bdia_exp.sources.checkpoints import BUNDLED, sha256
 
 if TYPE_CHECKING:
@@ -114,6 +116,12 @@ class GarmentFeatures(ClassifierFeatures):
 
     def __call__(self, images: Tensor) -> Features:
         return super().__call__(grey_of(images))
+
+    def obeyed(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What `garments.JudgesPrompts` promises."""
+        logits = self(images).logits
+        assert logits is not None
+        return obeyed(images, logits, prompts)
 
 
 def garments(device: str | torch.device = "cpu") -> Extractor:

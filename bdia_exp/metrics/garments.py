@@ -1,8 +1,13 @@
-"""What a prompt for `mini_sd` asks for: one of the ten garments of Fashion-MNIST, and a colour."""
+"""What a prompt for `mini_sd` asks for, a garment and a colour, and what an image has of it."""
 
 import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from bdia_exp.metrics.colours import TINTS
+import torch
+from torch import Tensor
+
+from bdia_exp.metrics.colours import TINTS, colour_of
 
 NAMES = (
     ("t-shirt", "top"),
@@ -34,3 +39,50 @@ def asked_of(prompt: str) -> tuple[int, int]:
 def _only(known: dict[str, int], words: list[str]) -> int:
     found = {known[word] for word in words if word in known}
     return found.pop() if len(found) == 1 else NOTHING
+
+
+ASPECTS = ("class", "colour")
+"""What is judged of each image, in this order."""
+
+
+@runtime_checkable
+class JudgesPrompts(Protocol):
+    """An extractor that can tell whether images are what their prompts ask for."""
+
+    def obeyed(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """int64 [B, 2], for each of ASPECTS: 1 as asked, 0 not, NOTHING if it was not asked for.
+
+        images: uint8 [B, 3, H, W].
+        """
+        ...
+
+
+def obeyed(images: Tensor, logits: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The same, from the logits [B, 10] of the images' classifier."""
+    wanted = torch.tensor([asked_of(prompt) for prompt in prompts])
+    seen = torch.stack([logits.argmax(1).cpu(), colour_of(images).cpu()], 1)
+    return torch.where(wanted == NOTHING, NOTHING, (seen == wanted).long())
+
+
+def share_of(obeyed: Tensor) -> dict[str, float]:
+    """The share of images that are as asked, for each of ASPECTS that was asked for."""
+    shares = {}
+    for name, column in zip(ASPECTS, obeyed.T, strict=True):
+        judged = column[column != NOTHING]
+        if len(judged):
+            shares[name] = float(judged.double().mean())
+    return shares
+
+
+INK = 25
+"""A pixel whose largest channel is above this belongs to the garment; the rest is black."""
+
+
+def change_outside(images: Tensor, others: Tensor) -> float:
+    """The RMS difference of uint8 images [B, 3, H, W] from `others`, where these have no garment.
+
+    0 if there is no such pixel.
+    """
+    outside = (others.amax(1, keepdim=True) <= INK).expand_as(others)
+    wrong = (images.double() - others.double())[outside]
+    return float(wrong.square().mean().sqrt()) if len(wrong) else 0.0

@@ -14,6 +14,7 @@ from bdia_exp.jobs.trip_errors import (
     pixel_errors,
     share_of,
 )
+from bdia_exp.metrics import garments
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import require_class
 from bdia_exp.store.records import Record
@@ -39,9 +40,12 @@ def edit(asked: Editing) -> Record:
         **pixel_errors(trip, same),
         "edit_distance": errors(pictures, trip.images),
     }
-    if extractor:
-        assert isinstance(asked.to, int)
+    if isinstance(asked.to, int) and extractor:
         numbers["classified_as_to"] = share_of(extractor, pictures, asked.to)
+    elif isinstance(extractor, garments.JudgesPrompts):
+        obeyed = extractor.obeyed(pictures, [str(asked.to)] * len(pictures))
+        numbers["as_asked"] = garments.share_of(obeyed)
+        numbers["change_outside"] = garments.change_outside(pictures, trip.images)
     rows: dict[str, Tensor] = {
         "input": trip.images,
         "reconstruction": same,
@@ -52,17 +56,26 @@ def edit(asked: Editing) -> Record:
 
 
 def _checked(asked: Editing, trip: Trip) -> Extractor | None:
-    """The classifier, if `classify`. Raises UserError for a class that the model does not have."""
-    if not trip.model.takes_text:
+    """The judge of the edits, if `classify`.
+
+    Raises UserError for a class that the model does not have, and if `features` cannot judge.
+    """
+    by_text = trip.model.takes_text
+    if not by_text:
         if not isinstance(asked.to, int):
             raise UserError(f"to={asked.to}: this model takes no text; give the number of a class")
         require_class(trip.model, "to", asked.to)
     if not asked.classify:
         return None
     extractor = asked.features.make(device=trip.device)
-    if extractor.classes != trip.model.num_classes:
+    if by_text and not isinstance(extractor, garments.JudgesPrompts):
+        raise UserError(
+            "classify=true judges prompts with features=garments only, which knows the prompts of "
+            "model=mini_sd: leave it out"
+        )
+    if not by_text and extractor.classes != trip.model.num_classes:
         raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
-    return extractor if isinstance(asked.to, int) else None
+    return extractor
 
 
 def _sentence(asked: Editing, numbers: Record) -> str:
@@ -73,6 +86,12 @@ def _sentence(asked: Editing, numbers: Record) -> str:
     )
     if (share := numbers.get("classified_as_to")) is not None:
         text += f"\nthe classifier sees class {asked.to} in {100 * share:.1f} % of the edits"
+    if shares := numbers.get("as_asked"):
+        found = ", ".join(f"{aspect} in {100 * share:.1f} %" for aspect, share in shares.items())
+        text += (
+            f"\nas asked: {found} of the edits; outside the garment they differ from the input by "
+        )
+        text += f"RMS {numbers['change_outside']:.1f}"
     return text
 
 

@@ -97,53 +97,67 @@ def _grid(make: Callable[..., Grid], schedule: Schedule, steps: int) -> Grid:
 def _draw(made: Record, root: Path, images: str) -> None:
     strips: dict[str, Path | Image.Image] = {}
     rows = []
-    classified = all("classified_as_to" in record for record in made.values())
     for label, record in made.items():
-        found = ImageSet(record["config"]["out"]).read(range(record["images"]))
+        found = ImageSet(record["config"]["out"]).read(range(min(record["images"], SHOWN)))
         if not strips:
             channels, height, width = found.shape[1:]
             source = ImageSet(images, fit=(channels, height, width))
             strips["input"] = contact_sheet(source.read(range(len(found))), len(found))
         spent = record["nfe"] + record["nfe_back"]
         strips[f"{label}: {spent} evaluations"] = contact_sheet(found, len(found))
-        own = record.get("inversion_error", record["pixel_error"])
-        rows.append(
-            [
-                label,
-                f"{own['rms']:.3f}",
-                f"{record['pixel_error']['rms']:.3f}",
-                f"{record['edit_distance']['rms']:.1f}",
-                f"{record['noise']['rms']:.3f} ({record['noise']['expected_rms']:.3f})",
-                f"{record['nfe']} + {record['nfe_back']}",
-                *([_seen(record)] if classified else []),
-            ]
-        )
+        rows.append({"method": label, **_numbers(record)})
     figures.side_by_side(strips, root / "sheet.png")
-    heads = ["method", "inversion", "reconstruction", "edit", "noise", "evaluations"]
-    heads += ["seen"] * classified
-    config: dict[str, Any] = next(iter(made.values()))["config"]
+    heads = [*rows[0]]
+    drawn = markdown_table(heads, [[*row.values()] for row in rows])
+    first = next(iter(made.values()))
+    config: dict[str, Any] = first["config"]
     what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
     lines = [
-        f"# Edits {what}to {config['to']!r}",
+        f"# Edits {what}to {config['to']!r}, {first['images']} images",
         "![Edits](sheet.png)",
-        "RMS differences of pixels, which are 0 to 255. Inversion: error of the round trip alone; "
-        "reconstruction: from the input, with the autoencoder's error; edit: from the input. "
-        "Noise: RMS of the inverted images, in brackets that of images with random noise. "
-        "Evaluations: to noise + back."
-        + " Seen: share of the edits that the classifier sees as the new class, with its 95 % "
-        "interval." * classified,
-        markdown_table(heads, rows),
+        "\n".join(f"* {head}: {meaning}" for head, meaning in MEANING.items() if head in heads),
+        drawn,
     ]
     write_text(root / "edits.md", "\n\n".join(lines) + "\n")
     records.save(root / "edits.json", made)
-    say(f"{markdown_table(heads, rows)}\nwritten to {root}: edits.md, edits.json, sheet.png")
+    say(f"{drawn}\nwritten to {root}: edits.md, edits.json, sheet.png")
 
 
-def _seen(record: Record) -> str:
-    low, high = share_interval(
-        round(record["classified_as_to"] * record["images"]), record["images"]
-    )
-    return f"{record['classified_as_to']:.0%} ({low:.0%} to {high:.0%})".replace("%", " %")
+SHOWN = 12
+"""The most images of a method on the sheet."""
+MEANING = {
+    "inversion": "RMS error of the round trip alone, in pixels of 0 to 255",
+    "reconstruction": "RMS difference from the input, with the autoencoder's error",
+    "edit": "RMS difference of the edit from the input",
+    "outside": "the same, where the input has no garment",
+    "noise": "RMS of the inverted images, in brackets that of images with random noise",
+    "evaluations": "to noise + back",
+    "class as asked": "share of the edits that the classifier sees as the new class, with its 95 % "
+    "interval",
+    "colour as asked": "share of the edits whose mean colour is nearest to the new colour",
+}
+"""The columns of the table."""
+
+
+def _numbers(record: Record) -> dict[str, str]:
+    """The cells of a method, by their heads."""
+    own = record["inversion_error" if "inversion_error" in record else "pixel_error"]
+    noise = record["noise"]
+    cells = {
+        "inversion": f"{own['rms']:.3f}",
+        "reconstruction": f"{record['pixel_error']['rms']:.3f}",
+        "edit": f"{record['edit_distance']['rms']:.1f}",
+    }
+    if "change_outside" in record:
+        cells["outside"] = f"{record['change_outside']:.1f}"
+    cells["noise"] = f"{noise['rms']:.3f} ({noise['expected_rms']:.3f})"
+    cells["evaluations"] = f"{record['nfe']} + {record['nfe_back']}"
+    by_class = {"class": record["classified_as_to"]} if "classified_as_to" in record else {}
+    for aspect, found in (by_class | record.get("as_asked", {})).items():
+        low, high = share_interval(round(found * record["images"]), record["images"])
+        text = f"{found:.0%} ({low:.0%} to {high:.0%})"
+        cells[f"{aspect} as asked"] = text.replace("%", " %")
+    return cells
 
 
 def _as_word(value: Any) -> str:

@@ -3,8 +3,18 @@
 import csv
 
 import pytest
+import torch
 
-from bdia_exp.metrics.garments import COLOUR_OF, NOTHING, asked_of
+from bdia_exp.metrics.colours import tinted
+from bdia_exp.metrics.features import garments
+from bdia_exp.metrics.garments import (
+    COLOUR_OF,
+    NOTHING,
+    JudgesPrompts,
+    asked_of,
+    change_outside,
+    share_of,
+)
 from bdia_exp.sources.checkpoints import BUNDLED
 
 
@@ -31,3 +41,39 @@ def test_every_held_out_prompt_is_understood():
 )
 def test_only_what_a_prompt_names_once_is_asked_for(prompt, found):
     assert asked_of(prompt) == found
+
+
+@pytest.mark.quick
+def test_images_are_judged_by_their_class_and_colour(garment):
+    judge = garments()
+    assert isinstance(judge, JudgesPrompts)
+    colour = COLOUR_OF["green"]
+    images = tinted(garment, torch.tensor([colour] * len(garment)))
+    prompts = ["green trousers", "red trousers", "a green bag", "trousers", "nothing"]
+    found = judge.obeyed(images.repeat(5, 1, 1, 1), prompts)
+    assert found.tolist() == [[1, 1], [1, 0], [0, 1], [1, NOTHING], [NOTHING, NOTHING]]
+    assert share_of(found) == {"class": 3 / 4, "colour": 2 / 3}
+    assert share_of(found[-1:]) == {}
+
+
+@pytest.mark.quick
+def test_the_change_outside_a_garment():
+    before = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    before[..., :2] = 200
+    after = before.clone()
+    after[..., :2] = 90  # the garment
+    assert change_outside(after, before) == 0
+    after[..., 2:] = 10
+    assert change_outside(after, before) == 10
+    assert change_outside(after, torch.full_like(before, 255)) == 0
+
+
+@pytest.fixture(scope="module")
+def garment():
+    """A pair of trousers from fashion_mini: uint8 [1, 1, 32, 32]."""
+    from bdia_exp.cli.configs import settings
+    from bdia_exp.jobs.sampling import Job
+
+    job = Job.of(settings("sample", ["class=1", "sampler=ddim", "nfe=8"]), "cpu")
+    states = job.sample([3], lambda: None).states
+    return job.model.decode(states)

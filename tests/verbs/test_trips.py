@@ -223,7 +223,7 @@ def test_edits_at_equal_evaluations_are_judged_by_the_classifier(source, tmp_pat
         "rex": 4,
     }
     text = (tmp_path / "edits.md").read_text()
-    assert "| seen |" in text
+    assert "| class as asked |" in text
     share = found["ddim"]["classified_as_to"]
     assert f"| {share:.0%}".replace("%", " %") in text
     assert share in (0, 1)

@@ -36,9 +36,9 @@ def settled(asked: Sampling, root: Path, before: Record) -> Sampling:
     """
     config = before.get("config", {})
     then = config.get("save")
-    save = asked.save or (then if then in KEEPING else asked.usual_save)
-    has_images = then in (*KEEPING, "latents") or (before and not before.get("complete"))
-    if has_images and then != save and "shards" in (then, save):
+    save = asked.save or (then if then in KEEPING and not asked.part else asked.usual_save)
+    unfinished = then == "scratch" and not before.get("complete")
+    if (then in (*KEEPING, "latents") or unfinished) and then != save and "shards" in (then, save):
         raise UserError(
             f"{root} has its images with save={then}: leave save= and part= out, or choose another "
             "out= (`bdia-exp export` writes images in another form)"
@@ -85,6 +85,7 @@ def make(
     """
     shards, ends = places.images, suffixes(run.record)
     assert isinstance(shards, Shards)
+    shards.manifest.refresh()
 
     def begun() -> tuple[list[Shard], int | None]:
         nfe = run.record.get("nfe") or journals.nfe(run.root)

@@ -73,13 +73,18 @@ class Manifest:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def refresh(self) -> None:
+        """Reads what other processes have listed since this list was opened."""
+        self._lines |= self._read()
+
     def merge(self, without: Iterable[str] = ()) -> None:
         """Writes one sorted list in place of those of all processes, `without` these keys.
 
         Nobody else may write to the run.
         """
-        gone, every = {*without}, self._lines | self._read()
-        self._lines = {line for line in every if line.partition(",")[0] not in gone}
+        self.refresh()
+        gone = {*without}
+        self._lines = {line for line in self._lines if line.partition(",")[0] not in gone}
         # Seeds have no zeros in front: the shorter one is the smaller number.
         lines = sorted(self._lines, key=lambda line: (len(line.partition(",")[0]), line))
         write_text(self._whole, "".join(f"{line}\n" for line in lines))

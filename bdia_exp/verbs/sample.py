@@ -49,12 +49,12 @@ def sample(asked: Sampling) -> Record:
         description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
     part = asked.piece
     run.begin(description, {**asked.plain(), "part": None}, part.name if part else None)
-    if part:
-        sharding.require_same_part(asked, run, scorer)
-    if dist.rank() == 0 and job.texts:
-        job.texts.prompts.write(run.root / "prompts.csv", wanted)
     make = _in_shards if isinstance(places.images, Shards) else _in_files
     try:
+        if part:
+            sharding.require_same_part(asked, run, scorer)
+        if dist.rank() == 0 and job.texts:
+            job.texts.prompts.write(run.root / "prompts.csv", wanted)
         numbers = make(asked, job, places, run, scorer)
         record = run.record if part else run.finish(numbers)
     finally:

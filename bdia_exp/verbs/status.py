@@ -58,7 +58,9 @@ def state_of(root: Path) -> Record:
     """How far one run is. Raises UserError if its record is damaged."""
     record = records.load(root / RECORD) or {}
     state: Record = {"run": str(root), "complete": bool(record.get("complete"))}
-    state["images"], state["holders"] = record.get("images"), locks.holders(root)
+    images = record.get("images")
+    state["images"] = images if isinstance(images, int) else None
+    state["holders"] = locks.holders(root)
     config, identity = record.get("config", {}), record.get("identity", {})
     if config.get("save") == "shards":
         state |= _of_shards(Shards.of_run(root, record), record, root, state["holders"])

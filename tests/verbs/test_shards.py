@@ -308,8 +308,13 @@ def test_save_is_folder_or_shards_by_the_number_of_images(tmp_path):
     assert usual("images=8", "part=1/2") == "shards"
     with pytest.raises(UserError, match="give save=shards, not zip"):
         settings("sample", [*TOY, "part=1/2", "save=zip"])
-    sample(tmp_path, *TOY, "images=20", "save=shards")
-    assert sample(tmp_path, *TOY, "images=20")["config"]["save"] == "shards"
+    root = tmp_path / "shards"
+    sample(root, *TOY, "images=20", "save=shards")
+    assert sample(root, *TOY, "images=20")["config"]["save"] == "shards"
+    root = tmp_path / "folder"
+    sample(root, *TOY, "images=20")
+    with pytest.raises(UserError, match="has its images with save=folder"):
+        sample(root, *TOY, "images=20", "part=1/2")
 
 
 # -- reading and exporting -----------------------------------------------------------------------

@@ -7,7 +7,6 @@ and looks at the images only. It is CMA-ES, which needs no derivative (package `
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.fit_options import FitOptions, key_of
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
-from bdia_exp.jobs.scoring import scorer_of
+from bdia_exp.jobs.scoring import require_statistics, scorer_of
 from bdia_exp.jobs.settings import Comparing
 from bdia_exp.jobs.sides import Batch, weighted
 from bdia_exp.metrics.frechet import frechet_distance, require_enough
@@ -25,7 +24,6 @@ from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.score import Score
 from bdia_exp.samplers.fitted import Bounds, Fit
 from bdia_exp.samplers.weights import Given, Rows
-from bdia_exp.store.image_sets import is_image_set
 from bdia_exp.store.records import Record
 
 TRIALS = 20
@@ -46,11 +44,8 @@ def judge_of(asked: Comparing, options: FitOptions, device: str, batch: int) -> 
     Raises UserError if there is no reference, if several processes must read images for it, or for
     fewer images than the features have dimensions.
     """
-    if dist.world() > 1 and is_image_set(Path(asked.reference or "")):
-        raise UserError(
-            "auto:features in several processes needs a reference= of statistics (mu, sigma): "
-            "make them with `bdia-exp reference`"
-        )
+    if dist.world() > 1:
+        require_statistics(asked.reference)
     judge = scorer_of(asked, device, batch)
     require_enough(options.judged, judge.extractor.dim)
     return judge

@@ -66,7 +66,8 @@ def require_same_part(asked: Sampling, run: RunFolder, scorer: Score | None) -> 
 
 def about(scorer: Score) -> Record:
     """What a record says of the networks that measure."""
-    return measured.description(scorer.extractor, scorer.resize, scorer.clip)
+    by_prompt = "prompt" in scorer.metrics
+    return measured.description(scorer.extractor, scorer.resize, scorer.clip, by_prompt)
 
 
 def suffixes(record: Record) -> list[str]:

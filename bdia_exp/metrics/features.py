@@ -117,10 +117,8 @@ class GarmentFeatures(ClassifierFeatures):
     def __call__(self, images: Tensor) -> Features:
         return super().__call__(grey_of(images))
 
-    def obeyed(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def obeyed(self, images: Tensor, logits: Tensor, prompts: Sequence[str]) -> Tensor:
         """What `garments.JudgesPrompts` promises."""
-        logits = self(images).logits
-        assert logits is not None
         return obeyed(images, logits, prompts)
 
 

@@ -49,29 +49,28 @@ ASPECTS = ("class", "colour")
 class JudgesPrompts(Protocol):
     """An extractor that can tell whether images are what their prompts ask for."""
 
-    def obeyed(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def obeyed(self, images: Tensor, logits: Tensor, prompts: Sequence[str]) -> Tensor:
         """int64 [B, 2], for each of ASPECTS: 1 as asked, 0 not, NOTHING if it was not asked for.
 
-        images: uint8 [B, 3, H, W].
+        images: uint8 [B, 3, H, W]; logits: [B, 10], of these images.
         """
         ...
 
 
 def obeyed(images: Tensor, logits: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The same, from the logits [B, 10] of the images' classifier."""
+    """The same as a function."""
     wanted = torch.tensor([asked_of(prompt) for prompt in prompts])
     seen = torch.stack([logits.argmax(1).cpu(), colour_of(images).cpu()], 1)
     return torch.where(wanted == NOTHING, NOTHING, (seen == wanted).long())
 
 
-def share_of(obeyed: Tensor) -> dict[str, float]:
-    """The share of images that are as asked, for each of ASPECTS that was asked for."""
-    shares = {}
-    for name, column in zip(ASPECTS, obeyed.T, strict=True):
-        judged = column[column != NOTHING]
-        if len(judged):
-            shares[name] = float(judged.double().mean())
-    return shares
+def shares_of(right: Tensor, judged: Tensor) -> dict[str, float]:
+    """The share of images that are as asked, for each of ASPECTS that was asked for.
+
+    right, judged: the numbers of images, [2] each.
+    """
+    both = zip(ASPECTS, right.tolist(), judged.tolist(), strict=True)
+    return {name: yes / of for name, yes, of in both if of}
 
 
 INK = 25

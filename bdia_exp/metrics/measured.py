@@ -14,11 +14,13 @@ from bdia_exp.store.records import Record
 
 
 class Measured(NamedTuple):
-    """features float32 [B, D]; logits float32 [B, K] and CLIP scores float64 [B], or None."""
+    """features float32 [B, D]; or None: logits float32 [B, K], CLIP scores float64 [B], and what
+    `garments.JudgesPrompts` found, int64 [B, 2]."""
 
     features: Tensor
     logits: Tensor | None = None
     pairs: Tensor | None = None
+    obeyed: Tensor | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The same as arrays, by name, without what is None."""
@@ -47,17 +49,25 @@ class Known:
     def __call__(self, images: Any, prompts: Any = None) -> Any:
         raise TypeError(f"{self.name} is only known by its record")
 
+    obeyed = __call__
+
 
 ABOUT = ("name", "sha256", "dim", "classes", "has_logits", "comparable_to_inception", "note")
 
 
-def description(extractor: Extractor, resize: int | None, clip: Any) -> Record:
-    """What a record says of the networks that measure, and at which size images are seen."""
+def description(extractor: Extractor, resize: int | None, clip: Any, prompt: bool) -> Record:
+    """What a record says of the networks that measure, and at which size images are seen.
+
+    `prompt`: whether they also judge the images by their prompts.
+    """
     found = {key: getattr(extractor, key) for key in ABOUT} | {"resize": resize}
+    found |= {"prompt": True} if prompt else {}
     return found | ({"clip": {"name": clip.name, "sha256": clip.sha256}} if clip else {})
 
 
 def suffix(described: Record) -> str:
     """The end of the names of files of features; it differs if the features can differ."""
-    decides = {key: described.get(key) for key in ("name", "sha256", "dim", "resize", "clip")}
+    decides = {
+        key: described.get(key) for key in ("name", "sha256", "dim", "resize", "clip", "prompt")
+    }
     return f".features-{records.digest(decides)}.npz"

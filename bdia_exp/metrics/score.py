@@ -17,6 +17,7 @@ from bdia_exp.metrics.frechet import (
     rank,
     require_enough,
 )
+from bdia_exp.metrics.garments import JudgesPrompts, shares_of
 from bdia_exp.metrics.measured import Known, Measured
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
@@ -28,9 +29,10 @@ from bdia_exp.metrics.samples import (
     require_subset,
 )
 
-METRICS = ("fid", "kid", "prc", "isc", "clip")
+METRICS = ("fid", "kid", "prc", "isc", "clip", "prompt")
 """fid always; kid and prc (precision, recall) need the features of every reference image; isc
-(Inception Score) needs logits; clip (CLIP score) needs a CLIP model and the images' prompts."""
+(Inception Score) needs logits; clip (CLIP score) needs a CLIP model and the images' prompts; prompt
+(the shares of images with the class and the colour of their prompts) needs features=garments."""
 
 
 class Score:
@@ -58,7 +60,7 @@ class Score:
     ):
         from torchmetrics import MeanMetric
 
-        from bdia_exp.metrics.sums import ADDED, FeatureMoments
+        from bdia_exp.metrics.sums import ADDED, AsAsked, FeatureMoments
 
         for metric in metrics:
             if not isinstance(metric, str) or metric not in METRICS:
@@ -74,6 +76,10 @@ class Score:
                 if "clip" in metrics
                 else f"clip={clip} is for metrics=[fid,clip]: add it there, or leave clip= out"
             )
+        if "prompt" in metrics and not isinstance(extractor, JudgesPrompts):
+            raise UserError(
+                f"metrics: prompt needs features=garments, which features={extractor.name} are not"
+            )
         self.extractor, self.metrics, self.resize = extractor, metrics, resize
         self.reference: Statistics | None = None
         if reference is not None:
@@ -86,6 +92,7 @@ class Score:
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
+        self.as_asked = AsAsked(blocks).to(extractor.device) if "prompt" in metrics else None
         self.clip = Clip(clip, extractor.device) if isinstance(clip, str) else clip
         mean = MeanMetric("error", **ADDED)
         self.clip_score = mean.set_dtype(torch.float64).to(extractor.device)
@@ -117,10 +124,11 @@ class Score:
 
     def require_prompts(self, given: bool) -> None:
         """Raises UserError if the images will have no prompts and a metric needs them."""
-        if self.clip and not given:
+        needs = [metric for metric in ("clip", "prompt") if metric in self.metrics]
+        if needs and not given:
             raise UserError(
-                "metrics: clip compares images with their prompts, and these have none: leave clip "
-                "out, or choose a text-to-image model"
+                f"metrics: {needs[0]} compares images with their prompts, and these have none: "
+                f"leave {needs[0]} out, or choose a text-to-image model"
             )
 
     def update(
@@ -146,11 +154,17 @@ class Score:
         pairs = None
         if self.clip and prompts is not None:
             pairs = self.clip(images, prompts)
-        return Measured(features, logits, pairs)
+        obeyed = None
+        if self.as_asked is not None:
+            assert isinstance(self.extractor, JudgesPrompts)
+            assert logits is not None
+            assert prompts is not None
+            obeyed = self.extractor.obeyed(seen, logits, prompts)
+        return Measured(features, logits, pairs, obeyed)
 
     def add(self, measured: Measured, labels: Tensor | None, keys: Sequence[int]) -> None:
         """Adds what was measured of a batch; other arguments as of `update`."""
-        features, logits, pairs = measured
+        features, logits, pairs, obeyed = measured
         self.moments.update(features, keys)
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
@@ -161,6 +175,8 @@ class Score:
                 self.accuracy.update(logits, labels.to(logits.device))
         if pairs is not None:
             self.clip_score.update(pairs)
+        if self.as_asked is not None and obeyed is not None:
+            self.as_asked.update(obeyed, keys)
 
     def statistics(self) -> Statistics:
         """Statistics to use as a reference: moments over all ranks, and the features if kept."""
@@ -205,6 +221,8 @@ class Score:
             )
         elif labels and self.accuracy is not None:  # all ranks must call compute()
             numbers["label_accuracy"] = float(self.accuracy.compute())
+        if self.as_asked is not None:
+            numbers |= _as_asked(*self.as_asked.compute())
         if self.clip:
             numbers["clip_score"] = float(self.clip_score.compute())
             numbers |= {"clip": self.clip.name, "clip_sha256": self.clip.sha256}
@@ -219,6 +237,20 @@ class Score:
     def _are_classes(self, labels: set[int]) -> bool:
         """Whether all labels are classes of the extractor."""
         return all(0 <= label < (self.extractor.classes or 0) for label in labels)
+
+
+def _as_asked(right: Tensor, judged: Tensor) -> dict[str, Any]:
+    """The shares of images that are as asked, and the same without each block of images."""
+    whole = shares_of(right.sum(0), judged.sum(0))
+    rest = [
+        shares_of(right.sum(0) - r, judged.sum(0) - j) for r, j in zip(right, judged, strict=True)
+    ]
+    found: dict[str, Any] = {}
+    for aspect, share in whole.items():
+        found[f"{aspect}_as_asked"] = share
+        if all(aspect in one for one in rest):
+            found[f"{aspect}_as_asked_without_block"] = [one[aspect] for one in rest]
+    return found
 
 
 def _require_same_features(extractor: Extractor, reference: Statistics) -> None:

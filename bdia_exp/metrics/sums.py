@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
+from bdia_exp.metrics.garments import ASPECTS, NOTHING
 from bdia_exp.metrics.moments import Statistics
 
 ADDED: dict[str, Any] = {"dist_sync_fn": lambda state, group=None: [dist.total(state)]}
@@ -70,6 +71,36 @@ class FeatureMoments(Metric):
             for b in range(self.blocks):
                 rest = (w - of_blocks[b] for w, of_blocks in zip(whole, sums, strict=True))
                 yield _statistics(*rest)
+
+
+class AsAsked(Metric):
+    """How many images are as their prompts ask, and how many were judged, for each aspect.
+
+    `update(obeyed int64 [B, 2], keys)`; `compute()` → right and judged, int64 [blocks, 2] each,
+    over all ranks. Images are divided into `blocks` by their keys, as in `FeatureMoments`.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    right: Tensor
+    judged: Tensor
+
+    def __init__(self, blocks: int):
+        super().__init__(**ADDED)
+        self.blocks = blocks
+        zeros = torch.zeros(blocks, len(ASPECTS), dtype=torch.int64)
+        self.add_state("right", zeros, dist_reduce_fx="sum")
+        self.add_state("judged", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, obeyed: Tensor, keys: Sequence[int]) -> None:
+        block = torch.tensor([key % self.blocks for key in keys], device=self.right.device)
+        found = obeyed.to(self.right.device)
+        self.right.index_add_(0, block, (found == 1).long())
+        self.judged.index_add_(0, block, (found != NOTHING).long())
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.right, self.judged
 
 
 def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bdia_exp.report.cells import AS_ASKED
 from bdia_exp.report.statistics import interval
 
 
@@ -20,6 +21,9 @@ def sentence(numbers: dict[str, Any]) -> str:
     if "isc" in numbers:
         what = "Inception Score" if numbers["comparable_to_inception"] else "classifier score"
         lines.append(f"{what} {numbers['isc']:.4f} ± {numbers['isc_std']:.4f}")
+    for key, share in numbers.items():
+        if key.endswith(AS_ASKED):
+            lines[0] += f", {key.removesuffix(AS_ASKED)} as asked {100 * share:.2f} %"
     if "clip_score" in numbers:
         lines.append(f"CLIP score {numbers['clip_score']:.2f} ({numbers['clip']})")
     if "warning" in numbers:

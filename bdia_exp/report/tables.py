@@ -1,14 +1,12 @@
-"""Tables: makes the paper's tables from records, with measured and published numbers."""
+"""Tables: makes the paper's tables from their cells, with measured and published numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from bdia_exp.report.cells import Drawn
 from bdia_exp.report.statistics import Interval, difference, interval, mean, verdict
-
-Drawn = dict[str, Any]
-"""An experiment's tables as plain data: the contents of tables.json, also used for the figures."""
-
 
 REPORTS = {
     "mean": "their mean ± standard deviation",
@@ -16,103 +14,11 @@ REPORTS = {
     "protocol reports",
 }
 """How a cell with several runs is described."""
-
-
-def collect(
-    experiment: Mapping[str, Any],
-    records: Mapping[tuple[str, str, str], Sequence[Any]],
-    report: str = "mean",
-) -> Drawn:
-    """The cells of an experiment, by (table, row, column), in the order of its tables.
-
-    A cell has one run, or several with different seeds. Its `fid` is their mean. With report="min"
-    the smallest one is shown beside it, `fid_min`. `fid_sd` is None for a single run.
-    """
-    everywhere = [*experiment.get("settings", []), *experiment.get("common", [])]
-    drawn = []
-    for table in experiment["tables"]:
-        usual = _model([*everywhere, *table.get("common", [])])
-        cells = [
-            _cell(table, row, column, runs, usual)
-            for row in table["rows"]
-            for column in map(str, table["columns"])
-            if (runs := records.get((table["name"], row, column)))
-        ]
-        drawn.append(
-            {
-                **{key: table[key] for key in ("name", "title", "axis")},
-                "rows": list(table["rows"]),
-                "columns": [str(column) for column in table["columns"]],
-                "match": table.get("match"),
-                "cells": cells,
-            }
-        )
-    return {
-        "name": experiment["name"],
-        "title": experiment["title"],
-        "images": experiment["images"],
-        "report": report,
-        "tables": drawn,
-    }
-
-
-def _cell(
-    table: Mapping[str, Any],
-    row: str,
-    column: str,
-    runs: Sequence[Any],
-    usual: str | None,
-) -> dict[str, Any]:
-    """One cell from the records of its runs. `usual` is the model of the published numbers."""
-    first = runs[0]
-    fids = [run["score"]["fid"] for run in runs]
-    published = table.get("published") or {}
-    model = first["model"].get("name")
-    same_model = usual in (None, model)
-    return {
-        "row": row,
-        "column": column,
-        "fid": fmean(fids),
-        "fids": fids,
-        "fid_mean": fmean(fids),
-        "fid_min": min(fids),
-        "fid_sd": stdev(fids) if len(fids) > 1 else None,
-        "fid_without_block": [run["score"].get("fid_without_block") for run in runs],
-        "seeds": [run["identity"]["seeds"] for run in runs],
-        "label_accuracy": _mean(runs, "label_accuracy"),
-        "clip_score": _mean(runs, "clip_score"),
-        "images": first["score"]["images"],
-        "nfe": first["nfe"],
-        "gamma": first.get("config", {}).get("sampler", {}).get("gamma"),
-        "note": first["score"]["note"],
-        "reference": first["config"]["reference"],
-        "images_per_second": first["images_per_second"],
-        "commit": first["commit"],
-        "checkpoint_sha256": first["model"]["sha256"],
-        "model": model,
-        "captions": (first.get("prompts") or {}).get("count"),
-        "other_model_than": None if same_model else usual,
-        "published": (published.get(row) or {}).get(column) if same_model else None,
-    }
-
-
-def _mean(runs: Sequence[Any], key: str) -> float | None:
-    """The mean of a score; None unless all runs have it."""
-    found = [run["score"].get(key) for run in runs]
-    return None if None in found else fmean(found)
-
-
 BESIDE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("label_accuracy", "label accuracy", lambda share: f"{100 * share:.1f} %"),
     ("clip_score", "CLIP score", lambda score: f"{score:.2f}"),
 )
 """Other scores of a table, shown if they were measured: the cell's key, its name, its format."""
-
-
-def _model(overrides: Sequence[str]) -> str | None:
-    """The model that the overrides select, or None."""
-    named = [word.partition("=")[2] for word in overrides if word.startswith("model=")]
-    return named[-1] if named else None
 
 
 def markdown(drawn: Drawn) -> str:
@@ -133,6 +39,7 @@ def markdown(drawn: Drawn) -> str:
             texts = {place: told(n) for place, n in found.items() if n is not None}
             if texts:
                 parts.append(_grid(table, cells, what, texts))
+        parts += _as_asked_grids(table, cells)
         if table["match"]:
             parts.append(_nearest_row(table, cells))
     return "\n\n".join(parts) + "\n"
@@ -201,20 +108,35 @@ def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tu
     return texts
 
 
-def _interval(cell: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Interval | None:
-    """The interval of a cell's FID, or of its paired difference from another cell's.
+Runs = Callable[[Mapping[str, Any]], list[tuple[Any, Any]]]
+"""The score of each run of a cell, and the same without each block of its seeds (None: unknown)."""
+
+
+def _fids(cell: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [*zip(cell["fids"], cell["fid_without_block"], strict=True)]
+
+
+def _shares(aspect: str, cell: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    found = cell.get("as_asked", {}).get(aspect, {"shares": [], "without_block": []})
+    return [*zip(found["shares"], found["without_block"], strict=True)]
+
+
+def _interval(
+    cell: Mapping[str, Any], other: Mapping[str, Any] | None = None, runs: Runs = _fids
+) -> Interval | None:
+    """The interval of a cell's score, or of its paired difference from another cell's.
 
     None if a record lacks the parts, as older ones do, or if the two have other seeds.
     """
-    parts = cell["fid_without_block"]
+    own = runs(cell)
     if other is None:
-        found = [interval(*one) for one in zip(cell["fids"], parts, strict=True) if one[1]]
+        found = [interval(*one) for one in own if one[1]]
     elif cell["seeds"] == other["seeds"]:
-        runs = zip(cell["fids"], parts, other["fids"], other["fid_without_block"], strict=True)
-        found = [difference(*one) for one in runs if one[1] and one[3]]
+        pairs = zip(own, runs(other), strict=True)
+        found = [difference(*a, *b) for a, b in pairs if a[1] and b[1]]
     else:
         return None
-    return mean(found) if len(found) == len(parts) else None
+    return mean(found) if found and len(found) == len(own) else None
 
 
 def _best(column: str, cells: Mapping) -> list[tuple[str, str]]:
@@ -240,6 +162,30 @@ def _differences(first: str, cells: Mapping) -> dict[tuple[str, str], str]:
         if base and row != first and (found := _interval(cell, base)):
             texts[row, column] = f"{found.value:+.3f} ± {found.half_width:.3f}, {verdict(found)}"
     return texts
+
+
+def _as_asked_grids(table: Mapping[str, Any], cells: Mapping) -> list[str]:
+    """The shares of images as asked, in percent, and their paired differences from the first row.
+
+    Larger is better.
+    """
+    grids, first = [], table["rows"][0]
+    for aspect in dict.fromkeys(a for cell in cells.values() for a in cell.get("as_asked", {})):
+        runs, texts, differences = partial(_shares, aspect), {}, {}
+        for (row, column), cell in cells.items():
+            if own := _interval(cell, runs=runs):
+                texts[row, column] = f"{100 * own.value:.1f} ± {100 * own.half_width:.1f} %"
+            base = cells.get((first, column))
+            if base and row != first and (found := _interval(cell, base, runs)):
+                words = verdict(replace(found, value=-found.value))
+                change, half = 100 * found.value, 100 * found.half_width
+                differences[row, column] = f"{change:+.1f} ± {half:.1f} %, {words}"
+        if texts:
+            grids.append(_grid(table, cells, f"{aspect} as asked", texts))
+        if differences:
+            what = f"{aspect} as asked, minus that of {first}"
+            grids.append(_grid(table, cells, what, differences))
+    return grids
 
 
 def _nearest_row(table: Mapping[str, Any], cells: Mapping) -> str:

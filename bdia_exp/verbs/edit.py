@@ -43,8 +43,7 @@ def edit(asked: Editing) -> Record:
     if isinstance(asked.to, int) and extractor:
         numbers["classified_as_to"] = share_of(extractor, pictures, asked.to)
     elif isinstance(extractor, garments.JudgesPrompts):
-        obeyed = extractor.obeyed(pictures, [str(asked.to)] * len(pictures))
-        numbers["as_asked"] = garments.share_of(obeyed)
+        numbers["as_asked"] = _as_asked(extractor, pictures, str(asked.to))
         numbers["change_outside"] = garments.change_outside(pictures, trip.images)
     rows: dict[str, Tensor] = {
         "input": trip.images,
@@ -76,6 +75,15 @@ def _checked(asked: Editing, trip: Trip) -> Extractor | None:
     if not by_text and extractor.classes != trip.model.num_classes:
         raise UserError("classify=true needs a classifier of the model's classes: features=bundled")
     return extractor
+
+
+def _as_asked(extractor: Extractor, pictures: Tensor, to: str) -> dict[str, float]:
+    """The shares of pictures, uint8 [N, 3, H, W], with the class and the colour of a prompt."""
+    logits = extractor(pictures).logits
+    assert logits is not None
+    assert isinstance(extractor, garments.JudgesPrompts)
+    obeyed = extractor.obeyed(pictures, logits, [to] * len(pictures))
+    return garments.shares_of((obeyed == 1).sum(0), (obeyed != garments.NOTHING).sum(0))
 
 
 def _sentence(asked: Editing, numbers: Record) -> str:

@@ -39,7 +39,7 @@ def evaluate(asked: Evaluating) -> Record:
     if file:
         require_replaceable(file, _is_score, "an earlier score of `evaluate`")
     metrics = listed(asked.metrics)
-    prompts = prompts_of(found, count) if "clip" in metrics else None
+    prompts = prompts_of(found, count) if {"clip", "prompt"} & {*metrics} else None
     dist.start(device)
     scorer = scorer_of(asked, device, asked.batch, metrics, asked.clip)
     scorer.require_enough(count)

@@ -8,6 +8,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, folder_of
 from bdia_exp.report import fids, figures, tables
+from bdia_exp.report.cells import collect
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
 from bdia_exp.store.records import Record
@@ -46,7 +47,7 @@ def table(asked: TableDrawing) -> Record:
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "
             f"{experiment['name']}` first, or give out="
         )
-    drawn = tables.collect(experiment, scored, report_of(experiment, asked.report))
+    drawn = collect(experiment, scored, report_of(experiment, asked.report))
     if dist.rank() == 0:
         text = tables.markdown(drawn)
         write_text(root / "tables.md", text)

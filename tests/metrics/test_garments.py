@@ -5,16 +5,18 @@ import csv
 import pytest
 import torch
 
+from bdia_exp.errors import UserError
 from bdia_exp.metrics.colours import tinted
-from bdia_exp.metrics.features import garments
+from bdia_exp.metrics.features import bundled, garments
 from bdia_exp.metrics.garments import (
     COLOUR_OF,
     NOTHING,
     JudgesPrompts,
     asked_of,
     change_outside,
-    share_of,
+    shares_of,
 )
+from bdia_exp.metrics.score import Score
 from bdia_exp.sources.checkpoints import BUNDLED
 
 
@@ -50,10 +52,14 @@ def test_images_are_judged_by_their_class_and_colour(garment):
     colour = COLOUR_OF["green"]
     images = tinted(garment, torch.tensor([colour] * len(garment)))
     prompts = ["green trousers", "red trousers", "a green bag", "trousers", "nothing"]
-    found = judge.obeyed(images.repeat(5, 1, 1, 1), prompts)
+    images = images.repeat(5, 1, 1, 1)
+    found = judge.obeyed(images, judge(images).logits, prompts)
     assert found.tolist() == [[1, 1], [1, 0], [0, 1], [1, NOTHING], [NOTHING, NOTHING]]
-    assert share_of(found) == {"class": 3 / 4, "colour": 2 / 3}
-    assert share_of(found[-1:]) == {}
+    assert shares_of((found == 1).sum(0), (found != NOTHING).sum(0)) == {
+        "class": 3 / 4,
+        "colour": 2 / 3,
+    }
+    assert shares_of(torch.zeros(2), torch.zeros(2)) == {}
 
 
 @pytest.mark.quick
@@ -77,3 +83,18 @@ def garment():
     job = Job.of(settings("sample", ["class=1", "sampler=ddim", "nfe=8"]), "cpu")
     states = job.sample([3], lambda: None).states
     return job.model.decode(states)
+
+
+@pytest.mark.quick
+def test_a_score_counts_what_is_as_asked_by_blocks_of_seeds(garment):
+    score = Score(garments(), None, ["fid", "prompt"], blocks=4)
+    images = tinted(garment, torch.tensor([COLOUR_OF["green"]])).repeat(8, 1, 1, 1)
+    prompts = ["green trousers"] * 4 + ["red trousers"] * 3 + ["trousers"]
+    score.update(images, None, range(8), prompts)
+    right, judged = score.as_asked.compute()
+    assert right.tolist() == [[2, 1], [2, 1], [2, 1], [2, 1]]
+    assert judged.tolist() == [[2, 2], [2, 2], [2, 2], [2, 1]]
+    with pytest.raises(UserError, match="prompt compares images with their prompts"):
+        score.require_prompts(False)
+    with pytest.raises(UserError, match="prompt needs features=garments"):
+        Score(bundled(), None, ["fid", "prompt"])

@@ -1,6 +1,7 @@
 """Tables are pure functions of records."""
 
 from bdia_exp.report import tables
+from bdia_exp.report.cells import collect
 from bdia_exp.report.fids import fid_curves
 from bdia_exp.report.figures import side_by_side
 from bdia_exp.store.files import save_image
@@ -44,7 +45,7 @@ RECORDS = {
 
 
 def test_markdown_shows_measured_beside_published_and_what_is_missing():
-    text = tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+    text = tables.markdown(collect(EXPERIMENT, RECORDS))
     assert "| FID, NFE | 5 | 9 |" in text
     assert "| A | 3.000 (published 3.25, -0.25) | 2.000 |" in text
     assert "| B | 4.000 | – |" in text
@@ -57,7 +58,7 @@ RANGES = [record(fid, 5, None, seeds) for fid, seeds in [(3.0, "0-9"), (2.0, "50
 
 
 def test_several_seed_ranges_give_the_mean_and_its_spread():
-    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "mean")
+    drawn = collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "mean")
     (cell,) = drawn["tables"][0]["cells"]
     assert (cell["fid"], cell["fid_sd"], cell["seeds"]) == (3.0, 1.0, ["0-9", "50-59", "x"])
     text = tables.markdown(drawn)
@@ -66,7 +67,7 @@ def test_several_seed_ranges_give_the_mean_and_its_spread():
 
 
 def test_the_least_of_several_seed_ranges_stands_beside_their_mean():
-    drawn = tables.collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
+    drawn = collect(EXPERIMENT, {("t", "A", "5"): RANGES}, "min")
     cell = drawn["tables"][0]["cells"][0]
     assert (cell["fid"], cell["fid_min"]) == (3.0, 2.0)
     text = tables.markdown(drawn)
@@ -87,7 +88,7 @@ def drawn(*runs: list[dict]) -> str:
     """The table of one column with these rows."""
     table = {**EXPERIMENT["tables"][0], "rows": {key: [] for key in "ABC"}, "published": None}
     records = {("t", row, "5"): found for row, found in zip("ABC", runs, strict=False)}
-    return tables.markdown(tables.collect({**EXPERIMENT, "tables": [table]}, records))
+    return tables.markdown(collect({**EXPERIMENT, "tables": [table]}, records))
 
 
 def test_a_cell_has_its_interval_and_its_paired_difference():
@@ -120,33 +121,33 @@ def test_several_seed_ranges_are_compared_range_by_range():
 
 def test_a_gamma_that_the_row_does_not_name_is_told():
     with_gamma = {**record(2.0, 9), "config": {"reference": "r.npz", "sampler": {"gamma": 0.5}}}
-    told = tables.markdown(tables.collect(EXPERIMENT, {("t", "A", "9"): [with_gamma]}))
+    told = tables.markdown(collect(EXPERIMENT, {("t", "A", "9"): [with_gamma]}))
     assert "A has γ = 0.5." in told
     rows = {"A γ=0.5": [], "B": []}
     named = {**EXPERIMENT, "tables": [{**EXPERIMENT["tables"][0], "rows": rows}]}
     found = {("t", "A γ=0.5", "9"): [with_gamma], ("t", "B", "5"): [record(4.0, 5)]}
-    assert "has γ" not in tables.markdown(tables.collect(named, found))
+    assert "has γ" not in tables.markdown(collect(named, found))
 
 
 def test_a_gamma_may_be_a_list_or_a_name():
     for gamma, text in (([1.0, "1/2"], "γ = 1, 1/2"), ("obelm", "γ = obelm"), (1.0, "γ = 1.")):
         run = record(3.0, 5)
         run["config"]["sampler"] = {"gamma": gamma}
-        assert text in tables.markdown(tables.collect(EXPERIMENT, {("t", "A", "5"): [run]}))
+        assert text in tables.markdown(collect(EXPERIMENT, {("t", "A", "5"): [run]}))
 
 
 def test_fewer_images_than_the_published_numbers_are_pointed_out():
     many = {**EXPERIMENT, "images": 50_000}
-    assert "larger FID: do not compare" in tables.markdown(tables.collect(many, RECORDS))
-    assert "do not compare" not in tables.markdown(tables.collect(EXPERIMENT, RECORDS))
+    assert "larger FID: do not compare" in tables.markdown(collect(many, RECORDS))
+    assert "do not compare" not in tables.markdown(collect(EXPERIMENT, RECORDS))
     own = {**many, "tables": [{**EXPERIMENT["tables"][0], "published": None}]}
-    assert "do not compare" not in tables.markdown(tables.collect(own, RECORDS))
+    assert "do not compare" not in tables.markdown(collect(own, RECORDS))
 
 
 def test_scores_against_different_references_are_pointed_out():
     other = {**record(2.0, 9), "config": {"reference": "s.npz"}}
     mixed = RECORDS | {("t", "A", "9"): [other]}
-    text = tables.markdown(tables.collect(EXPERIMENT, mixed))
+    text = tables.markdown(collect(EXPERIMENT, mixed))
     assert "**not comparable**: scored against r.npz and s.npz" in text
 
 
@@ -154,26 +155,26 @@ def test_the_row_nearest_to_the_published_one_is_named():
     """By the worst column, among the rows that have every column."""
     table = {**EXPERIMENT["tables"][0], "match": {"5": 4.0, "9": 2.0}}
     experiment = {**EXPERIMENT, "tables": [table]}
-    text = tables.markdown(tables.collect(experiment, RECORDS))
+    text = tables.markdown(collect(experiment, RECORDS))
     assert "Nearest to the published 4.0 / 2.0: **A**, off by 25.0 % at most (of 1 rows" in text
     more = RECORDS | {("t", "B", "9"): [record(2.2, 9)]}
-    text = tables.markdown(tables.collect(experiment, more))
+    text = tables.markdown(collect(experiment, more))
     assert "**B**, off by 10.0 % at most (of 2 rows" in text
     none = {key: value for key, value in RECORDS.items() if key[2] == "5"}
-    assert "No row has all the columns" in tables.markdown(tables.collect(experiment, none))
+    assert "No row has all the columns" in tables.markdown(collect(experiment, none))
 
 
 def test_a_table_without_records_is_left_out():
     more = {**EXPERIMENT, "tables": [*EXPERIMENT["tables"], {**EXPERIMENT["tables"][0]}]}
     more["tables"][1] = {**more["tables"][1], "name": "u", "title": "Unmeasured"}
-    assert "Unmeasured" not in tables.markdown(tables.collect(more, RECORDS))
+    assert "Unmeasured" not in tables.markdown(collect(more, RECORDS))
 
 
 def test_figures_are_drawn(tmp_path):
     import torch
     from PIL import Image
 
-    fid_curves(tables.collect(EXPERIMENT, RECORDS), tmp_path / "fid.png")
+    fid_curves(collect(EXPERIMENT, RECORDS), tmp_path / "fid.png")
     with Image.open(tmp_path / "fid.png") as plot:
         assert plot.size[0] > 300
         assert len(plot.convert("RGB").getcolors(1 << 24)) > 10
@@ -184,3 +185,18 @@ def test_figures_are_drawn(tmp_path):
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.getpixel((sheet.width - 1, 0)) == (7, 7, 7)
         assert sheet.height < 20
+
+
+def test_shares_of_images_as_asked_are_compared_in_pairs():
+    def run(share: float, rest: list[float]) -> dict:
+        found = record(3.0, 5)
+        found["score"] |= {"class_as_asked": share, "class_as_asked_without_block": rest}
+        return found
+
+    low, high = [0.5 + 0.001 * k for k in range(20)], [0.9 + 0.001 * k for k in range(20)]
+    records = {("t", "A", "5"): [run(0.5, low)], ("t", "B", "5"): [run(0.9, high)]}
+    text = tables.markdown(collect(EXPERIMENT, records))
+    assert "| class as asked, NFE | 5 | 9 |" in text
+    assert "+40.0 ± 0.0 %, better" in text
+    (one,) = collect(EXPERIMENT, records)["tables"]
+    assert one["cells"][0]["as_asked"]["class"]["shares"] == [0.5]

@@ -74,6 +74,7 @@ def totals(root: Path) -> Record:
     """The journals as entries of a record; the time is that of the process that took longest."""
     found = [one for one in read(root) if {"sampled", "seconds"} <= one.keys()]
     return {
+        "processes": len(found),
         "sampled": sum(one["sampled"] for one in found),
         "seconds": max((one["seconds"] for one in found), default=0.001),
         "images_per_second": round(sum(one["sampled"] / one["seconds"] for one in found), 3),

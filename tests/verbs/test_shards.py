@@ -111,7 +111,8 @@ def test_parts_and_merge_make_the_same_bytes(one, tmp_path):
     run(tmp_path, "part=2/3")
     record = call("merge", [f"run={tmp_path}"])
     require_same(tmp_path, one)
-    assert (record["complete"], record["sampled"], record["nfe"]) == (True, 200, 1)
+    assert record["complete"]
+    assert (record["processes"], record["sampled"], record["nfe"]) == (3, 200, 1)
     before = (tmp_path / "record.json").stat().st_mtime_ns
     call("merge", [f"run={tmp_path}"])
     assert run(tmp_path, "part=1/3")["complete"]

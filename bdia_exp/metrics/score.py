@@ -41,7 +41,8 @@ class Score:
     `keep` keeps every image's features; kid, prc and isc imply it. `blocks` divides the images by
     their keys for the interval of the FID; 1 is for a reference. With `resize`, the images are
     first made `squares` of this many pixels. `clip` is the place of the CLIP model for the metric
-    clip. Under torchrun every rank updates with its own images and all ranks get the same result.
+    clip. A `Known` extractor and CLIP model are enough to `add` what was measured before. Under
+    torchrun every rank updates with its own images and all ranks get the same result.
 
     Raises UserError for an unknown metric, or if the reference was made with other features or at
     another size, or lacks what a metric needs.

@@ -3,15 +3,13 @@
 While a run is not finished, each process has a file `shards/PART.RANK.json` of its own.
 """
 
-import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
-from bdia_exp.store import records
+from bdia_exp.store import locks, records
 from bdia_exp.store.records import Record
 from bdia_exp.store.shards import FOLDER, Part
 
@@ -28,7 +26,7 @@ class Journal:
         self._began, self.sampled, self.nfe = time.perf_counter(), 0, nfe
         self._known: Record = {
             "part": str(part) if part else None,
-            "process": f"process {os.getpid()} on {socket.gethostname()}",
+            "process": locks.this_process(),
         }
 
     def write(self, **more: object) -> None:
@@ -76,6 +74,7 @@ def totals(root: Path) -> Record:
     """The journals as entries of a record; the time is that of the process that took longest."""
     found = [one for one in read(root) if {"sampled", "seconds"} <= one.keys()]
     return {
+        "processes": len(found),
         "sampled": sum(one["sampled"] for one in found),
         "seconds": max((one["seconds"] for one in found), default=0.001),
         "images_per_second": round(sum(one["sampled"] / one["seconds"] for one in found), 3),

@@ -21,7 +21,7 @@ TOLD = "BDIA_EXP_TOLD"
 LAUNCHER = "BDIA_EXP_LAUNCHER"
 """The environment variable with the number of the process that started the others."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-GRACE = 20.0
+GRACE = 10.0
 """Seconds that the main thread has to end after the first signal. Launchers wait for 30."""
 TWICE = 1.0
 """Seconds after which another signal is a second one. A terminal and a launcher both send one."""

@@ -198,7 +198,10 @@ def _thawed(command: str, overrides: list[str], file: str) -> tuple[dict[str, An
             node = node.get(key) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
             raise UserError(f"there is no key {key_of(word)!r} in --config {file}")
-        (value,) = OverridesParser.create().parse_overrides([word])
+        try:
+            (value,) = OverridesParser.create().parse_overrides([word])
+        except (HydraException, ValueError) as error:
+            raise UserError(_explain(command, [word], error)) from None
         node[last] = value.value()
     return plain, choices
 

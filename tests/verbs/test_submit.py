@@ -141,6 +141,12 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(words, said, tmp_path,
     assert said in one_sentence("submit", *words)
 
 
+def test_several_machines_need_a_place_to_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "go with -p" in one_sentence("sample", "--nodes", "2")
+    assert "needs --meet HOST:PORT" in one_sentence("sample", "-p", "2", "--nodes", "2")
+
+
 # -- frozen settings -----------------------------------------------------------------------------
 
 
@@ -179,6 +185,7 @@ def test_frozen_settings_that_cannot_be_used(tmp_path, monkeypatch):
 
     assert "sampler= is fixed by" in said(text, "sampler=ddim")
     assert "there is no key 'sampler.gama'" in said(text, "sampler.gama=1")
+    assert "cannot be read" in said(text, "metrics=[fid")
     assert "is for sample, not for table" in said(text, command="table")
     assert "is not a file that `bdia-exp submit` wrote" in said("[1, 2]")
     assert "is damaged" in said("a: [")
@@ -227,14 +234,15 @@ def test_a_task_of_an_array_that_fails_or_is_put_back(slurm):
 
 
 def test_a_job_that_is_told_to_stop_is_put_back_and_goes_on(slurm, whole):
-    submit(*RUN, "batch=4", "out=run", "launcher.gpus=0")
+    submit(*RUN, "batch=4", "out=run", "launcher.gpus=0", "launcher.processes=2")
     wait_for(Path("run/images/000000/000001.png"))
     os.kill(int((slurm / "100.pid").read_text()), signal.SIGUSR1)
     wait_for(slurm / "100.done")
     assert json.loads((slurm / "100.statuses").read_text()) == [0]
     assert pngs(Path("run")) == pngs(whole)
     log = Path("run/submit/logs/bdia-run-100.log").read_text()
-    assert "stopped by SIGUSR1; run the same command again to continue" in log
+    assert log.count("stopped by SIGUSR1; run the same command again to continue") == 1
+    assert not list(Path("run").rglob("*.part"))
     assert "run: 40 images" in log
     assert 0 < json.loads(Path("run/record.json").read_text())["sampled"] < 40
     assert "run is complete: nothing to submit" in submit(*RUN, "batch=4", "out=run")
@@ -278,6 +286,27 @@ def test_local_runs_all_tasks_then_the_last_one(at_once, tmp_path, monkeypatch):
     command = "-m bdia_exp sample --config run/submit/sample.yaml part="
     assert sorted(tasks) == [f"{command}{i}/3" for i in (1, 2, 3)]
     assert last == "-m bdia_exp merge run"
+
+
+WAITS = """
+trap 'echo stopped > stopped; exit 143' TERM
+touch started
+while true; do sleep 0.05; done
+"""
+
+
+def test_local_stops_its_scripts_when_it_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("fake.sh").write_text(WAITS)
+    words = ["submit", *RUN, "out=run", "launcher=local", "launcher.python=bash fake.sh"]
+    path = {"PYTHONPATH": str(STANDINS.parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bdia_exp", *words], env={**os.environ, **path}
+    )
+    wait_for(Path("started"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert Path("stopped").exists()
 
 
 STUBBORN = """

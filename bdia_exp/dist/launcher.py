@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bdia_exp.stopping import LAUNCHER, TOLD, Stopped, first_to_tell, tell
@@ -46,6 +47,13 @@ def launch(processes: int, words: Sequence[str], nodes: int = 1, meet: str | Non
             elastic_launch(config, sys.executable)("-m", "bdia_exp", *words)
         except ChildFailedError as error:
             return _failed(error)
+        except RendezvousError:
+            print(
+                f"\nError: the {nodes} machines do not meet at {meet}, or one of them has ended: see "
+                "its own messages, and run the same command again",
+                file=sys.stderr,
+            )
+            return 1
         except (SignalException, Stopped) as error:
             number = error.sigval if isinstance(error, SignalException) else error.number
             del os.environ[LAUNCHER]

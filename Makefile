@@ -113,6 +113,7 @@ bench: $(READY)  ## Measure speed and memory, as ratios
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/overlap.py
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/run_memory.py
 	$(BIN)/python bench/startup.py
 
 clean:  ## Remove the virtual environment and every run

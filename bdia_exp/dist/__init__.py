@@ -6,9 +6,10 @@ environment gives the rank; the backend is NCCL on CUDA and gloo on the CPU.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -17,6 +18,8 @@ from torch import Tensor
 from bdia_exp.dist.pulse import Pulse
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.stopping import LAUNCHER, end_with_launcher
+
+T = TypeVar("T")
 
 TIMEOUT = "BDIA_EXP_TIMEOUT"
 """The environment variable with the seconds that a process waits for a slower one; else a day."""
@@ -90,12 +93,31 @@ def stop() -> None:
         td.destroy_process_group()
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work of this process that the others take no part in: here it is the only rank of a world."""
+    global _alone
+    _alone, before = True, _alone
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def _joined() -> bool:
+    """Whether this process works with others."""
+    return td.is_initialized() and not _alone
+
+
 def rank() -> int:
-    return td.get_rank() if td.is_initialized() else 0
+    return td.get_rank() if _joined() else 0
 
 
 def world() -> int:
-    return td.get_world_size() if td.is_initialized() else 1
+    return td.get_world_size() if _joined() else 1
 
 
 def local_rank() -> int:
@@ -105,14 +127,14 @@ def local_rank() -> int:
 
 def barrier() -> None:
     """Waits until every rank has reached this point."""
-    if td.is_initialized():
+    if _joined():
         with _together():
             td.barrier()
 
 
 def broadcast(value):
     """Rank 0's `value` (any picklable object), on every rank."""
-    if not td.is_initialized():
+    if not _joined():
         return value
     box = [value]
     with _together():
@@ -120,9 +142,24 @@ def broadcast(value):
     return box[0]
 
 
+def by_rank_0(what: Callable[[], T]) -> T:
+    """What a function returns, called by rank 0 `alone`, on every rank; so is its UserError."""
+    trouble, found = None, None
+    if rank() == 0:
+        try:
+            with alone():
+                found = what()
+        except UserError as error:
+            trouble = str(error)
+    trouble, found = broadcast((trouble, found))
+    if trouble is not None:
+        raise UserError(trouble)
+    return cast(T, found)
+
+
 def gather(value) -> list:
     """Every rank's `value`, in rank order, on every rank."""
-    if not td.is_initialized():
+    if not _joined():
         return [value]
     out: list = [None] * world()
     with _together():
@@ -133,7 +170,7 @@ def gather(value) -> list:
 def total(tensor: Tensor) -> Tensor:
     """The sum of a tensor over the ranks, on every rank."""
     found = tensor.clone()
-    if td.is_initialized():
+    if _joined():
         with _together():
             td.all_reduce(found)
     return found
@@ -141,7 +178,7 @@ def total(tensor: Tensor) -> Tensor:
 
 def average_(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor, in place, by its mean over the ranks, with one message in total."""
-    if not td.is_initialized():
+    if not _joined():
         return
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])

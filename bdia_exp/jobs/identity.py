@@ -54,6 +54,7 @@ MODULES = {
     "ddpm": "bdia_exp.models.ddpm",
     "pndm": "bdia_exp.models.ddpm",
     "stable_diffusion": "bdia_exp.models.stable_diffusion",
+    "toy": "bdia_exp.models.toy",
     "features": "bdia_exp.metrics.features",
     "inception": "bdia_exp.metrics.inception",
 }

@@ -108,7 +108,8 @@ def _disk(runs: list[Run], costs: Costs) -> list[str]:
     kept: dict[str, list[int]] = {}
     for run in runs:
         if cost := costs.of(run):
-            kept.setdefault(run.asked.save, []).append(run.images * cost.image_size)
+            save = run.asked.save or run.asked.usual_save
+            kept.setdefault(save, []).append(run.images * cost.image_size)
     kept.pop("none", None)
     lines = []
     for save, sizes in kept.items():

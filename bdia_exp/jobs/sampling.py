@@ -3,11 +3,10 @@
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from bdia_exp.sources.prompts import Prompts
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import Folder, Latents
 from bdia_exp.store.records import Record
+from bdia_exp.store.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ AHEAD = 2
 class Places:
     """Where a run stores its images and end states, and which of them it makes."""
 
-    images: Folder | None
+    images: Folder | Shards | None
     latents: Latents
     keep_latents: bool = False
     decode: bool = True
@@ -226,15 +226,19 @@ class Places:
     @classmethod
     def of(cls, root: Path, asked: Sampling) -> "Places":
         """The places of a run of `sample`."""
-        folder = Folder(root) if asked.save in ("folder", "zip", "scratch") else None
+        images: Folder | Shards | None = None
+        if asked.save == "shards":
+            images = Shards(root, asked.wanted, asked.shard, asked.piece)
+        elif asked.save in ("folder", "zip", "scratch"):
+            images = Folder(root)
         kept = asked.save == "latents"
-        return cls(folder, Latents(root), kept, decode=asked.score or not kept)
+        return cls(images, Latents(root), kept, decode=asked.score or not kept)
 
 
 def stream(
     job: Job, batches: Iterable[Sequence[int]], places: Places, bar: tqdm
-) -> Iterator[Batch]:
-    """This rank's share of the batches: read from the disk if they are there, else sampled.
+) -> Generator[Batch, None, None]:
+    """This rank's batches: read from the disk if they are there, else sampled.
 
     The seeds are split into batches before the batches are shared among the ranks. An unfinished
     batch is made again completely. So no image depends on the number of processes or on a restart.
@@ -263,14 +267,14 @@ def stream(
             assert batch.states is not None
             images = job.model.decode(batch.states.to(job.model.device)).cpu()
             if places.images:
-                places.images.write(batch.seeds, images)
+                places.images.write(batch.seeds, images, batch.labels)
             return replace(batch, images=images)
         return batch
 
     with ThreadPoolExecutor(1, "decode") as worker:
         pending: deque[Future[Batch]] = deque()
         try:
-            for seeds in islice(batches, dist.rank(), None, dist.world()):
+            for seeds in batches:
                 pending.append(worker.submit(finish, start(seeds)))
                 while len(pending) > AHEAD or (pending and pending[0].done()):
                     yield pending.popleft().result()

@@ -11,11 +11,13 @@ from bdia_exp.console import positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
 from bdia_exp.jobs.settings import Scoring
+from bdia_exp.metrics.measured import ABOUT, Known
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
 from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet, is_image_set
+from bdia_exp.store.records import Record
 
 NO_REFERENCE = (
     "a FID needs statistics of real images: make them with `bdia-exp reference IMAGES out=FILE` "
@@ -44,6 +46,40 @@ def scorer_of(asked: Scoring, device: str, batch: int) -> Score:
     score_set(real, found, len(found), batch)
     score.compare_with(real.statistics())
     return score
+
+
+def recorded_scorer(record: Record) -> Score | None:
+    """A scorer for what a run of `sample` has measured; None if the run is not scored.
+
+    It needs the reference, but no network. Raises UserError if the record is not of such a run.
+    """
+    config, about = record["config"], record.get("features")
+    if not config.get("score"):
+        return None
+    if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
+        raise UserError("record.json does not say with what its images are scored: run it again")
+    path = require_statistics(config.get("reference"))
+    clip = about.get("clip")
+    return Score(
+        Known(**{key: about[key] for key in ABOUT}),
+        Statistics.load(path),
+        listed(config.get("metrics")),
+        resize=about["resize"],
+        clip=Known(**clip) if clip else None,
+    )
+
+
+def require_statistics(reference: str | None) -> Path:
+    """The file of a reference. Raises UserError if it is missing, or is not of statistics."""
+    if reference is None:
+        raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
+    path = checkpoints.locate(reference, NO_REFERENCE)
+    if is_image_set(path):
+        raise UserError(
+            f"reference={reference} is of images, and each part would read them: make their "
+            "statistics with `bdia-exp reference IMAGES out=FILE`, and give reference=FILE"
+        )
+    return path
 
 
 def score_set(
@@ -80,7 +116,7 @@ def image_set(images: str, limit: int | None = None) -> ImageSet:
     """
     published = images.startswith("fetch:")
     found = ImageSet(checkpoints.locate(images) if published else images)
-    if limit is None and found.path.name in ("images", "images.zip"):
+    if limit is None and found.path.name in ("images", "images.zip", "shards"):
         run = records.load(found.path.parent / "record.json") or {}
         wanted = run.get("images")
         if isinstance(wanted, int) and (not run.get("complete") or len(found) != wanted):

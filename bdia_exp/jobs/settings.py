@@ -20,8 +20,12 @@ from bdia_exp.samplers.weights import OBELM, as_number
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.seeds import Seeds, parse
 from bdia_exp.store.records import Record
+from bdia_exp.store.shards import Part
 
 DEFAULT_IMAGES = 64
+MANY = 5000
+"""From this number of images on, save=shards is usual."""
+SAVES = ("folder", "zip", "shards", "scratch", "latents", "none")
 GAMMAS = ("gamma", "gamma1", "gamma2")
 MOST_AT_A_TIME = 1 << 16
 """The largest batch, and the largest number of images on a sheet or strip."""
@@ -130,18 +134,35 @@ class Sampling(Drawing, Scoring, Computing):
     images: int | None
     seeds: str | int | None
     out: str | None
-    save: str
+    save: str | None
+    """None becomes `usual_save`, or what the run's folder has already."""
     sheet: int
     score: bool
+    shard: int = 1000
+    part: str | int | None = None
 
     def check(self) -> None:
         super().check()
-        one_of("save", self.save, ["folder", "zip", "scratch", "none", "latents"])
+        if self.save is not None:
+            one_of("save", self.save, SAVES)
+        positive("shard", self.shard, MOST_SEEDS)
+        if self.piece and self.save not in (None, "shards"):
+            raise UserError(f"part= makes a part of the shards: give save=shards, not {self.save}")
         if self.seeds is not None and self.images is not None:
             raise UserError("give images= (seeds 0, 1, …) or seeds= (which ones), not both")
         positive("images", self.images, MOST_SEEDS)
         if not 0 <= self.sheet <= MOST_AT_A_TIME:
             raise UserError(f"sheet={self.sheet} must be 0, for no sheet, to {MOST_AT_A_TIME}")
+
+    @property
+    def piece(self) -> Part | None:
+        """The part of the run that is made; None for all of it."""
+        return Part.parse(str(self.part)) if self.part is not None else None
+
+    @property
+    def usual_save(self) -> str:
+        """How images are saved if it is not said."""
+        return "shards" if self.part or len(self.wanted) >= MANY else "folder"
 
     @property
     def seeds_text(self) -> str:

@@ -128,4 +128,6 @@ def label_accuracy(classes: int) -> "Metric":
     """
     from torchmetrics.classification import MulticlassAccuracy
 
-    return MulticlassAccuracy(num_classes=classes, average="micro")
+    from bdia_exp.metrics.sums import ADDED
+
+    return MulticlassAccuracy(num_classes=classes, average="micro", **ADDED)

@@ -17,6 +17,7 @@ from bdia_exp.metrics.frechet import (
     rank,
     require_enough,
 )
+from bdia_exp.metrics.measured import Known, Measured
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.samples import (
@@ -53,11 +54,11 @@ class Score:
         keep: bool = False,
         blocks: int = BLOCKS,
         resize: int | None = None,
-        clip: str | None = None,
+        clip: str | Known | None = None,
     ):
         from torchmetrics import MeanMetric
 
-        from bdia_exp.metrics.sums import FeatureMoments
+        from bdia_exp.metrics.sums import ADDED, FeatureMoments
 
         for metric in metrics:
             if not isinstance(metric, str) or metric not in METRICS:
@@ -85,8 +86,9 @@ class Score:
         self.accuracy = None
         if extractor.classes:
             self.accuracy = label_accuracy(extractor.classes).to(extractor.device)
-        self.clip = Clip(clip, extractor.device) if clip else None
-        self.clip_score = MeanMetric("error").set_dtype(torch.float64).to(extractor.device)
+        self.clip = Clip(clip, extractor.device) if isinstance(clip, str) else clip
+        mean = MeanMetric("error", **ADDED)
+        self.clip_score = mean.set_dtype(torch.float64).to(extractor.device)
 
     def compare_with(self, reference: Statistics) -> None:
         """Scores against this reference. Raises UserError as the constructor does."""
@@ -131,10 +133,24 @@ class Score:
         """Adds a batch. images: uint8 [B, C, H, W], or B of any sizes [C, H, W] with `resize`;
         labels: their classes, int64 [B], or None; keys: their seeds or positions; prompts: their
         texts, for clip, which sees the images before they are resized."""
+        self.add(self.measure(images, prompts), labels, keys)
+
+    def measure(
+        self, images: Tensor | Sequence[Tensor], prompts: Sequence[str] | None = None
+    ) -> Measured:
+        """All that the metrics need of these images; arguments as of `update`."""
         self.require_prompts(prompts is not None)
         seen = squares(images, self.resize) if self.resize else images
         assert isinstance(seen, Tensor)
         features, logits = self.extractor(seen)
+        pairs = None
+        if self.clip and prompts is not None:
+            pairs = self.clip(images, prompts)
+        return Measured(features, logits, pairs)
+
+    def add(self, measured: Measured, labels: Tensor | None, keys: Sequence[int]) -> None:
+        """Adds what was measured of a batch; other arguments as of `update`."""
+        features, logits, pairs = measured
         self.moments.update(features, keys)
         if self.samples is not None:
             self.samples.update(features, logits, torch.tensor(keys))
@@ -143,8 +159,8 @@ class Score:
             self.labels = {min(given), max(given)}
             if self._are_classes(self.labels):
                 self.accuracy.update(logits, labels.to(logits.device))
-        if self.clip and prompts is not None:
-            self.clip_score.update(self.clip(images, prompts))
+        if pairs is not None:
+            self.clip_score.update(pairs)
 
     def statistics(self) -> Statistics:
         """Statistics to use as a reference: moments over all ranks, and the features if kept."""

@@ -15,6 +15,9 @@ from bdia_exp import dist
 from bdia_exp.errors import UserError
 from bdia_exp.metrics.moments import Statistics
 
+ADDED: dict[str, Any] = {"dist_sync_fn": lambda state, group=None: [dist.total(state)]}
+"""For metrics whose states are sums: `dist` adds them over the ranks."""
+
 
 class FeatureMoments(Metric):
     """Count, Σ f and Σ f fᵀ of features, summed in float64 [EDM fid].
@@ -37,7 +40,7 @@ class FeatureMoments(Metric):
     outer: Tensor
 
     def __init__(self, dim: int, blocks: int = 1, **kwargs: Any):
-        super().__init__(dist_sync_fn=lambda state, group=None: [dist.total(state)], **kwargs)
+        super().__init__(**ADDED, **kwargs)
         self.blocks = blocks
         zeros = torch.zeros(blocks, dim, dtype=torch.float64)
         self.add_state("count", torch.zeros(blocks, dtype=torch.int64), dist_reduce_fx="sum")

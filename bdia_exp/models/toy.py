@@ -1,11 +1,17 @@
 """Exact densities: the denoiser, and for one Gaussian the ODE, is known in closed form."""
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bdia_exp.errors import UserError, brief
+from bdia_exp.models import Condition, starting_noise
 from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Level
+from bdia_exp.samplers.schedules import linear_vp
+from bdia_exp.seeds import Generators
 
 
 class GaussianMixture:
@@ -84,3 +90,61 @@ class Gaussian(GaussianMixture):
         (start, start_var), (end, end_var) = self._noised(s), self._noised(t)
         moved = end + (end_var / start_var).sqrt() * (z.double().flatten(1) - start)
         return moved.reshape(z.shape).to(z.dtype)
+
+
+class ToyImages:
+    """A `Model` of grey images without a network: each class is a Gaussian around a smooth picture.
+
+    It costs next to nothing, so it is for runs of very many images. means [10, 1, 32, 32] are the
+    pictures; every pixel has the standard deviation STD.
+    """
+
+    STD = 0.3
+
+    takes_text = False
+    networks: Mapping[str, nn.Module] = {}
+
+    def __init__(self, means: Tensor, provenance: Mapping[str, object]):
+        self.means, self.provenance = means, provenance
+        self.num_classes, self.device = len(means), means.device
+        channels, height, width = means.shape[1:]
+        self.shape = self.image_shape = (channels, height, width)
+        self.schedule = linear_vp()
+
+    def start(self, rng: Generators, level: Level) -> Tensor:
+        return starting_noise(rng, self.shape, level).to(self.device)
+
+    def denoiser(self, condition: Condition) -> Denoiser:
+        mean = self.means.mean(0)
+        if isinstance(condition, Tensor):
+            mean = self.means[condition.to(self.device)]
+
+        def denoise(z: Tensor, level: Level) -> Estimate:
+            variance = (level.alpha * self.STD) ** 2 + level.sigma**2
+            clean = mean.to(z.dtype).expand_as(z) if level.is_noise else None
+            return Estimate(level, z, level.sigma * (z - level.alpha * mean) / variance, clean)
+
+        return denoise
+
+    def decode(self, z: Tensor) -> Tensor:
+        """EDM's rounding: 127.5 x + 128, clipped and truncated."""
+        return (z * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.to(self.device).double() / 127.5 - 1
+
+
+def load(checkpoint: str, *, device: str = "cpu", dtype: str = "auto") -> ToyImages:
+    """Toy images whose pictures are drawn with a seed: `checkpoint` is random:SEED.
+
+    All is float64, whatever `dtype` says. Raises UserError for another `checkpoint`.
+    """
+    match = re.fullmatch(r"random:(\d{1,9})", checkpoint, re.ASCII)
+    if not match:
+        raise UserError(f"checkpoint={brief(checkpoint)}: give a seed, such as random:0")
+    generator = torch.Generator().manual_seed(int(match[1]))
+    coarse = torch.rand(10, 1, 4, 4, generator=generator, dtype=torch.float64) * 1.6 - 0.8
+    means = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    found = hashlib.sha256(means.numpy().tobytes()).hexdigest()
+    provenance = {"parameters": 0, "checkpoint": checkpoint, "sha256": found}
+    return ToyImages(means.to(device), provenance)

@@ -27,6 +27,7 @@ from bdia_exp.sources.edm_pickles import PUBLISHED, plain, read_edm, ready
 from bdia_exp.sources.folders import weights_in
 from bdia_exp.sources.state_dicts import weights_of
 from bdia_exp.sources.torch_files import read_torch
+from bdia_exp.store.files import digest
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 MAX_HEADER, MAX_DESCRIPTION = 10_000_000, 10_000_000
@@ -127,7 +128,7 @@ def sha256(path: str | Path) -> str:
 
 @lru_cache
 def _digest(path: Path, size: int, changed: int) -> str:
-    return fetch.digest(path)
+    return digest(path)
 
 
 def read(path: str | Path) -> Checkpoint:

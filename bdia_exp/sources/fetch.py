@@ -12,7 +12,6 @@ published; `NAME.part` and `NAME.part.json`, an unfinished download; and `NAME.l
 """
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,6 +22,7 @@ from filelock import FileLock, Timeout
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.sources.assets import ASSETS, Asset
 from bdia_exp.sources.downloads import from_package_index, from_url, say
+from bdia_exp.store.files import digest
 
 
 def cache() -> Path:
@@ -77,15 +77,6 @@ def get(name: str) -> Path:
         raise UserError(
             f"{path} cannot be read or written ({why}): set BDIA_EXP_CACHE to another folder"
         ) from None
-
-
-def digest(path: Path, kind: str = "sha256") -> str:
-    """The file's `sha256` or `md5` in hexadecimal, read in pieces."""
-    state = hashlib.new(kind, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            state.update(piece)
-    return state.hexdigest()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from bdia_exp.extras import require
 from bdia_exp.sources import fetch
 from bdia_exp.sources.downloads import say
 from bdia_exp.sources.folders import index_of
-from bdia_exp.store.files import write_text
+from bdia_exp.store.files import digest, write_text
 
 SPEC = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 SAFE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # of diffusers; transformers
@@ -152,7 +152,7 @@ def _fault(path: Path, published: Any) -> str:
     if (size := path.stat().st_size) != published.size:
         return f"{size} bytes, not {published.size}"
     if published.lfs:
-        wanted, found = published.lfs["sha256"], fetch.digest(path)
+        wanted, found = published.lfs["sha256"], digest(path)
         return "" if found == wanted else f"sha256 {found}, not {wanted}"
     data = path.read_bytes()  # a small file: Git's own hash of it
     found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

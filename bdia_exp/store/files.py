@@ -2,8 +2,10 @@
 
 import errno
 import glob
+import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,25 +23,29 @@ PART = ".part"
 
 
 @contextmanager
-def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = True, once: bool = False) -> Iterator[Path]:
     """A temporary path to write to. It is renamed to `path` when the block ends without an error.
 
     With `durable` it waits until the disk has the file, so `path` is whole also after a power cut.
-    Without, it is faster; the reader must then know the file by its hash.
+    Without, it is faster; the reader must then know the file by its hash. With `once` it raises
+    FileExistsError if there is a file of this name.
 
     Raises UserError, and removes the temporary file, if the disk is full or cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    # Processes of several machines, whose numbers may be equal, can write to one folder.
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         if durable:
             _flush(part)
-        os.replace(part, path)
+        _name(part, path, once)
         if durable:
             _flush(path.parent)
             _remove_old_parts(path)
     except OSError as error:
+        if once and isinstance(error, FileExistsError):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no room left on the disk for {path}: free some and run the same command again "
@@ -51,6 +57,21 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _name(part: Path, path: Path, once: bool) -> None:
+    """Gives a temporary file its name."""
+    if not once:
+        os.replace(part, path)
+        return
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(part, path)
 
 
 def _flush(path: Path) -> None:
@@ -84,6 +105,21 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text with `atomic`."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_once(path: Path, text: str) -> None:
+    """Writes a text with `atomic`, unless the file exists: of several processes the first one."""
+    with suppress(FileExistsError), atomic(path, once=True) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    """The file's `sha256` or `md5` in hexadecimal, read in pieces."""
+    state = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
 
 
 def json_object(text: str | bytes, parse_constant: Callable | None = None) -> dict[str, Any]:

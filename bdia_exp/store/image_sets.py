@@ -12,12 +12,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bdia_exp.errors import UserError, brief
-from bdia_exp.store import archives, listings
+from bdia_exp.store import archives, listings, shard_archives
 from bdia_exp.store.arrays import Array, Arrays
 from bdia_exp.store.files import THREADS
 from bdia_exp.store.listings import Listing
 from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import PIXELS, as_tensor, on_white, read_picture, to_pil
+from bdia_exp.store.shard_archives import ShardArchives
+from bdia_exp.store.shards import FOLDER
 
 
 def is_image_set(path: Path) -> bool:
@@ -49,6 +51,7 @@ class ImageSet:
         self.transparent = 0
         self._array: Array | None = None
         self._archive: zipfile.ZipFile | None = None
+        self._shards: ShardArchives | None = None
         self._names: list[str] = []
         try:
             path = Path(source).expanduser()
@@ -63,9 +66,14 @@ class ImageSet:
         if not (path.is_dir() or path.is_file()):  # to read a pipe would wait for ever
             raise UserError(f"{path} is a pipe or a device: give a file or a folder")
         self.path = _of_run(path)
-        self._run = Manifest(path, "images") if self.path != path else None
+        in_shards = self.path == path / FOLDER
+        self._run = Manifest(path, "images") if self.path != path and not in_shards else None
         try:
-            self._open(self.path)
+            if in_shards:
+                self._shards = ShardArchives(path)
+                self._use(listings.of_names(self._shards.names))
+            else:
+                self._open(self.path)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read as images: {error}") from None
         if not len(self):
@@ -146,6 +154,8 @@ class ImageSet:
         return [*self.notes, f"{transparent} images have transparent parts: they were put on white"]
 
     def _bytes(self, name: str) -> bytes:
+        if self._shards is not None:
+            return self._shards.member(name)
         if self._archive is not None:
             return archives.member(self._archive, name)
         return archives.contents(self.path / name)
@@ -213,7 +223,7 @@ class ImageSet:
 
 
 def _of_run(path: Path) -> Path:
-    """Where a run's folder has its images: its zip, unless that is broken and a folder is there.
+    """Where a run's folder has its images: a zip, unless that is broken, a folder, or shards.
 
     Another path is returned unchanged. Raises UserError if the run kept no images.
     """
@@ -222,6 +232,8 @@ def _of_run(path: Path) -> Path:
         return zipped
     if folder.is_dir():
         return folder
+    if shard_archives.are_in(path):
+        return path / FOLDER
     if (path / "record.json").is_file() and (path / "config.yaml").is_file():
         raise UserError(f"{path} is a run without images: give one of `sample` with save=folder")
     return path

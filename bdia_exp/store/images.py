@@ -7,6 +7,7 @@ finished run can be packed into one uncompressed zip with the same names inside.
 
 import io
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,17 @@ from torch import Tensor
 
 from bdia_exp.errors import UserError
 from bdia_exp.store import archives
-from bdia_exp.store.files import THREADS, atomic, write_text
+from bdia_exp.store.files import THREADS, atomic, save_image, write_text
 from bdia_exp.store.listings import TABLE
 from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import as_tensor, decode, to_pil
 
 LARGEST_DOUBLED, LARGEST_SHOWN = 128, 256  # pixels of an image on a contact sheet
+
+
+def name_of(seed: int, suffix: str = ".png") -> str:
+    """The name of a seed's file, in EDM's layout of sub-folders."""
+    return f"{seed - seed % 1000:06d}/{seed:06d}{suffix}"
 
 
 class _BySeed:
@@ -42,7 +48,7 @@ class _BySeed:
         self.manifest = Manifest(root, kind)
 
     def name(self, seed: int) -> str:
-        return f"{seed - seed % 1000:06d}/{seed:06d}{self.suffix}"
+        return name_of(seed, self.suffix)
 
     def path(self, seed: int) -> Path:
         return self.root / self.name(seed)
@@ -101,10 +107,9 @@ class Folder(_BySeed):
     def load(self, seed: int) -> bytes | None:
         return super().load(seed) or self._listed(seed, self._zipped(seed))
 
-    def write(self, seeds: Sequence[int], images: Tensor) -> None:
-        """Stores images, uint8 [B, C, H, W]."""
-        with ThreadPoolExecutor(THREADS) as pool:  # compression releases Python's lock
-            self.store(dict(zip(seeds, pool.map(_as_png, images), strict=True)))
+    def write(self, seeds: Sequence[int], images: Tensor, labels: Tensor | None = None) -> None:
+        """Stores images, uint8 [B, C, H, W]. Their labels are written by `label`, for all."""
+        self.store(dict(zip(seeds, as_pngs(images), strict=True)))
 
     def read(self, seeds: Sequence[int]) -> Tensor | None:
         """The stored images of these seeds, uint8 [B, C, H, W]; None if one is missing."""
@@ -113,8 +118,7 @@ class Folder(_BySeed):
 
     def label(self, seeds: Sequence[int], labels: Sequence[int]) -> None:
         """Writes dataset.json: the class of every image."""
-        rows = [[self.name(seed), label] for seed, label in zip(seeds, labels, strict=True)]
-        write_text(self.root / TABLE, json.dumps({"labels": rows}))
+        write_text(self.root / TABLE, table_of(dict(zip(seeds, labels, strict=True))))
 
     def pack(self, seeds: Sequence[int]) -> None:
         """Moves the images into one uncompressed zip; its bytes depend only on the images."""
@@ -185,10 +189,28 @@ def _from_npy(data: bytes) -> Tensor:
     return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
 
 
+def table_of(labels: Mapping[int, int]) -> str:
+    """The text of dataset.json for images with these labels: seed → class."""
+    return json.dumps({"labels": [[name_of(seed), label] for seed, label in labels.items()]})
+
+
+def as_pngs(images: Tensor) -> list[bytes]:
+    """The PNG files of images, uint8 [B, C, H, W]."""
+    with ThreadPoolExecutor(THREADS) as pool:  # compression releases Python's lock
+        return [*pool.map(_as_png, images)]
+
+
 def _as_png(image: Tensor) -> bytes:
     data = io.BytesIO()
     to_pil(image).save(data, format="png")
     return data.getvalue()
+
+
+def save_sheet(path: Path, images: Sequence[Tensor]) -> None:
+    """Writes a contact sheet of images, each uint8 [C, H, W]: of up to 16 in a row, else square."""
+    if images:
+        columns = len(images) if len(images) <= 16 else math.isqrt(len(images) - 1) + 1
+        save_image(path, contact_sheet(torch.stack([*images]), columns))
 
 
 def contact_sheet(

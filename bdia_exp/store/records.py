@@ -53,7 +53,12 @@ def commit() -> str:
 
 
 def save(path: Path, record: Record) -> None:
-    write_text(path, json.dumps(record, indent=1, default=str) + "\n")
+    write_text(path, text(record))
+
+
+def text(record: Record) -> str:
+    """A record as its file has it."""
+    return json.dumps(record, indent=1, default=str) + "\n"
 
 
 OBJECTS = ("identity", "config", "score", "model")

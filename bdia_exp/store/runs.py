@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from bdia_exp import dist
 from bdia_exp.errors import UserError
 from bdia_exp.store import locks, records
-from bdia_exp.store.files import remove_parts, write_text
+from bdia_exp.store.files import remove_parts, write_once, write_text
 from bdia_exp.store.records import Record
 
 
@@ -26,6 +26,14 @@ class RunFolder:
         self.before: Record = dist.broadcast(self._read() if mine else {})
         self.identity: Record = {}
         self.record: Record = {}
+
+    @classmethod
+    def of_run(cls, root: str | Path) -> "RunFolder":
+        """The folder of an earlier run of `sample`. Raises UserError if it is none."""
+        run = cls(Path(root).expanduser())
+        if not isinstance(run.before.get("identity", {}).get("seeds"), str):
+            raise UserError(f"{run.root} is not the folder of a run of `sample`")
+        return run
 
     def _read(self) -> Record:
         advice = "remove that folder, or choose another out="
@@ -52,24 +60,38 @@ class RunFolder:
                 "another out=, or an empty folder"
             )
 
-    def begin(self, record: Record, config: Record) -> None:
+    def begin(self, record: Record, config: Record, part: str | None = None) -> None:
         """Writes the configuration and a record that is not complete yet.
 
-        From now on the folder is this process's. Raises UserError if another process writes to it.
+        From now on the folder is this process's; with `part`, only this part of the run is, and the
+        record is the one that the first part wrote. Raises UserError if another process has it.
         """
         self.record = {**records.provenance(), "identity": self.identity, **record}
         self.record |= {"complete": False, "config": config}
-        trouble = None
-        if dist.rank() == 0:
-            try:
-                self._take()
-                text = OmegaConf.to_yaml(OmegaConf.create(config))
-                write_text(self.root / "config.yaml", text)
-                records.save(self._file, self.record)
-            except UserError as error:
-                trouble = str(error)
-        if trouble := dist.broadcast(trouble):  # every rank stops
-            raise UserError(trouble)
+        self.record = dist.by_rank_0(lambda: self._begin_part(part) if part else self._begin())
+
+    def resume(self) -> None:
+        """Takes the folder of an earlier start, with its record. Raises UserError as `begin`."""
+        dist.by_rank_0(self._take)
+        self.record = self.before
+
+    def _begin(self) -> Record:
+        self._take()
+        write_text(self.root / "config.yaml", self._config())
+        records.save(self._file, self.record)
+        return self.record
+
+    def _begin_part(self, part: str) -> Record:
+        locks.lock(self.root, part)
+        write_once(self.root / "config.yaml", self._config())
+        write_once(self._file, records.text(self.record))
+        found = self._read()
+        if found != self.before:  # another part was faster
+            records.require_same(self.root, found.get("identity", {}), self.identity)
+        return found
+
+    def _config(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.record["config"]))
 
     def _take(self) -> None:
         """Locks the folder, and deletes the temporary files of an earlier start."""
@@ -89,5 +111,10 @@ class RunFolder:
         self.record |= {**numbers, "complete": True}
         if dist.rank() == 0:
             records.save(self._file, self.record)
-            locks.unlock(self.root)
+        self.leave()
         return self.record
+
+    def leave(self) -> None:
+        """Gives the folder back."""
+        if dist.rank() == 0:
+            locks.unlock(self.root)

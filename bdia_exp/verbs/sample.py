@@ -1,25 +1,25 @@
 """`sample`: generates the images of seeds, and scores them if asked."""
 
-import math
 import time
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from bdia_exp import dist
 from bdia_exp.console import progress, say
+from bdia_exp.jobs import sharding
 from bdia_exp.jobs.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
-from bdia_exp.jobs.scoring import scorer_of
+from bdia_exp.jobs.scoring import require_statistics, scorer_of
 from bdia_exp.jobs.settings import Sampling, full_name, gammas_of
+from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
 from bdia_exp.report import scores
-from bdia_exp.store.files import save_image
-from bdia_exp.store.images import contact_sheet
+from bdia_exp.store.images import save_sheet
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
+from bdia_exp.store.shards import FOLDER, Shards
 from bdia_exp.verbs import Verb
 
 
@@ -32,29 +32,79 @@ def sample(asked: Sampling) -> Record:
     dist.start(device)
     ensure(asked, device, asked.batch)
     run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
-    run.require_ours("images", "images.zip", "latents")
+    run.require_ours("images", "images.zip", "latents", FOLDER)
+    asked = sharding.settled(asked, run.root, run.before)
     places = Places.of(run.root, asked)
-    if run.complete and _as_before(asked, run.before["config"]) and _whole(asked, places):
+    if run.complete and _as_before(asked, run.before["config"]) and _whole(asked, places, run):
         say(f"{run.root} is complete: nothing to do")
         return run.before
     job = Job.of(asked, device)
     require_weights(run, job.model.provenance)
-    scorer = None
-    if asked.score:
-        scorer = scorer_of(asked, device, asked.batch)
-        scorer.require_enough(len(wanted))
-        scorer.require_prompts(job.model.takes_text)
+    scorer = _scorer(asked, job, device)
 
     description = _described(asked, job, run, device)
+    if scorer:
+        description["features"] = sharding.about(scorer)
     if job.texts:
         description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
-    run.begin(description, asked.plain())
-    if dist.rank() == 0 and job.texts:
-        job.texts.prompts.write(run.root / "prompts.csv", wanted)
+    part = asked.piece
+    run.begin(description, {**asked.plain(), "part": None}, part.name if part else None)
+    make = _in_shards if isinstance(places.images, Shards) else _in_files
+    try:
+        if part:
+            sharding.require_same_part(asked, run, scorer)
+        if dist.rank() == 0 and job.texts:
+            job.texts.prompts.write(run.root / "prompts.csv", wanted)
+        numbers = make(asked, job, places, run, scorer)
+        record = run.record if part else run.finish(numbers)
+    finally:
+        run.leave()
+    if part:
+        return record
+    _tell(asked, run, len(wanted))
+    dist.barrier()
+    return record
+
+
+def _scorer(asked: Sampling, job: Job, device: str) -> Score | None:
+    """The scorer of a run that is scored. Raises UserError if its images cannot be."""
+    if not asked.score:
+        return None
+    if asked.part:
+        require_statistics(asked.reference)
+    scorer = scorer_of(asked, device, asked.batch)
+    scorer.require_enough(len(asked.wanted))
+    scorer.require_prompts(job.model.takes_text)
+    return scorer
+
+
+def _in_shards(
+    asked: Sampling, job: Job, places: Places, run: RunFolder, scorer: Score | None
+) -> Record:
+    """Makes the missing shards. Returns the numbers of the run; none of a part."""
+    shards = places.images
+    assert isinstance(shards, Shards)
+    made = sharding.make(job, run, places, asked, scorer)
+    dist.barrier()
+    if asked.piece:
+        say(
+            f"{run.root}: part {asked.piece} has its {len(shards.mine)} of {len(shards.all)} "
+            f"shards, {len(made)} of them new; when all parts are there: bdia-exp merge {run.root}"
+        )
+        return {}
+    sheet = asked.wanted[: asked.sheet]
+    return dist.by_rank_0(lambda: sharding.added_up(run, shards, scorer, sheet))
+
+
+def _in_files(
+    asked: Sampling, job: Job, places: Places, run: RunFolder, scorer: Score | None
+) -> Record:
+    """Makes the missing images, each a file. Returns the numbers of the run."""
+    wanted = asked.wanted
     tally, began = _Tally(), time.perf_counter()
+    starts = range(0, len(wanted), asked.batch)[dist.rank() :: dist.world()]
     with progress(len(wanted), "img") as bar:
-        batches = (wanted[i : i + asked.batch] for i in range(0, len(wanted), asked.batch))
-        for made in stream(job, batches, places, bar):
+        for made in stream(job, (wanted[i : i + asked.batch] for i in starts), places, bar):
             if made.nfe is not None and run.record["nfe"] is None:
                 run.note("nfe", made.nfe)
             tally.add(made, asked.sheet)
@@ -69,10 +119,7 @@ def sample(asked: Sampling) -> Record:
         numbers["score"] = scorer.result()
     if dist.rank() == 0:
         _keep(asked, tally, places, run)
-    record = run.finish(numbers)
-    _tell(asked, run, len(wanted))
-    dist.barrier()
-    return record
+    return numbers
 
 
 def _as_before(asked: Sampling, config: Record) -> bool:
@@ -82,11 +129,18 @@ def _as_before(asked: Sampling, config: Record) -> bool:
     return not asked.score or bool(config.get("score") and same_score(config, asked))
 
 
-def _whole(asked: Sampling, places: Places) -> bool:
+def _whole(asked: Sampling, places: Places, run: RunFolder) -> bool:
     """Whether the files that a complete run keeps are there, as it wrote them."""
-    kept = {"folder": places.images, "zip": places.images, "latents": places.latents}
-    files = kept.get(asked.save)
-    return dist.broadcast(files is None or (dist.rank() == 0 and files.has(asked.wanted)))
+
+    def found() -> bool:
+        if isinstance(places.images, Shards):
+            ends = sharding.suffixes(run.before) if asked.score else []
+            return not places.images.missing(*ends, among=places.images.all)
+        kept = {"folder": places.images, "zip": places.images, "latents": places.latents}
+        files = kept.get(str(asked.save))
+        return files is None or files.has(asked.wanted)
+
+    return dist.by_rank_0(found)
 
 
 def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record:
@@ -138,11 +192,9 @@ class _Tally:
 def _keep(asked: Sampling, tally: _Tally, places: Places, run: RunFolder) -> None:
     """Writes the sheet and the labels, and packs or removes the images."""
     wanted, folder = asked.wanted, places.images
-    if tally.shown:
-        first = [tally.shown[seed] for seed in wanted if seed in tally.shown][: asked.sheet]
-        columns = len(first) if len(first) <= 16 else math.isqrt(len(first) - 1) + 1
-        sheet = contact_sheet(torch.stack(first), columns)
-        save_image(run.root / "sheet.png", sheet)
+    assert not isinstance(folder, Shards)
+    shown = [tally.shown[seed] for seed in wanted if seed in tally.shown][: asked.sheet]
+    save_sheet(run.root / "sheet.png", shown)
     if folder and tally.labels and asked.save != "scratch":
         folder.label(wanted, [tally.labels[seed] for seed in wanted])
     if asked.save == "latents":

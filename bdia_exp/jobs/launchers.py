@@ -124,8 +124,11 @@ class Launcher:
         """The lines that put a job back into the queue."""
         return ""
 
+    def require(self) -> None:
+        """Raises UserError if this machine does not have what starts the work."""
+
     def check(self, work: Work) -> None:
-        """Raises UserError if the work cannot start now. Nothing is written before."""
+        """Raises UserError if the work must not start now. Nothing is written before."""
 
     def start(self, work: Work) -> None:
         """Starts the work, whose scripts are written. Raises UserError if a part of it fails."""

@@ -89,13 +89,15 @@ class Slurm(Launcher):
             found.append(shlex.join(_sbatch(work, LAST, "afterany:JOB")))
         return found
 
-    def check(self, work: Work) -> None:
-        """Raises UserError without `sbatch`, and if jobs of this folder are in the queue."""
+    def require(self) -> None:
         if not shutil.which("sbatch"):
             raise UserError(
                 "this machine has no sbatch: submit on a login node, or give launcher=local (runs "
                 "here) or launcher=bash (prints the script)"
             )
+
+    def check(self, work: Work) -> None:
+        """Raises UserError if jobs of this folder are in the queue."""
         jobs = records.load(work.folder / JOBS) or {}
         if jobs and shutil.which("squeue"):
             numbers = ",".join(map(str, jobs.values()))

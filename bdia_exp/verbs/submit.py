@@ -52,7 +52,10 @@ def submit(asked: Submitting, compose: ComposeAny) -> None:
     Raises UserError if the command's overrides are wrong, before anything is written.
     """
     launcher = asked.launcher.make()
-    job = _job(asked, launcher, compose)
+    make = _asked(asked, launcher, compose)
+    if not asked.dry_run:
+        launcher.require()
+    job = make()
     if job is None:
         return
     work, scripts = job.work, launcher.scripts(job.work)
@@ -68,21 +71,24 @@ def submit(asked: Submitting, compose: ComposeAny) -> None:
     job.complain()
 
 
-def _job(asked: Submitting, launcher: Launcher, compose: ComposeAny) -> _Job | None:
-    """What is to be submitted; None if all of it is there."""
+def _asked(asked: Submitting, launcher: Launcher, compose: ComposeAny) -> Callable[[], _Job | None]:
+    """Checks the command's own words. What it returns finds out what is to be submitted."""
     name, *words = asked.command
     if name == "reproduce":
         if launcher.array:
             raise UserError("launcher.array= is for sample: reproduce has a task for each run")
         tables = cast(Reproducing, compose(name, [*words, f"dry_run={asked.dry_run}"]))
-        return _of_tables(tables, cast(Compose, partial(compose, "sample")))
+        return partial(_of_tables, tables, cast(Compose, partial(compose, "sample")))
     if launcher.array and "save" not in map(key_of, words):
         words = [*words, "save=shards"]
-    return _of_run(cast(Sampling, compose(name, words)), launcher.array, asked.dry_run)
+    return partial(_of_run, cast(Sampling, compose(name, words)), launcher.array, asked.dry_run)
 
 
 def _of_run(asked: Sampling, parts: int | None, dry_run: bool) -> _Job | None:
-    """One run of `sample`: one task, or an array of parts and then their merging."""
+    """One run of `sample`: one task, or an array of parts and then their merging.
+
+    None if it is complete.
+    """
     root = Path(asked.out).expanduser() if asked.out else None
     if not dry_run or not root:
         ensure(asked, dist.device("auto"), asked.batch)
@@ -104,7 +110,10 @@ def _of_run(asked: Sampling, parts: int | None, dry_run: bool) -> _Job | None:
 
 
 def _of_tables(asked: Reproducing, compose: Compose) -> _Job | None:
-    """The missing runs of an experiment, a task for each, and then the drawing of its tables."""
+    """The missing runs of an experiment, a task for each, and then the drawing of its tables.
+
+    None if no run is missing.
+    """
     plan = plan_of(asked, compose)
     todo = [i for i, run in enumerate(plan) if not run.done]
     tell_plan(asked, plan, todo, Costs())

@@ -79,8 +79,9 @@ def _asked(asked: Submitting, launcher: Launcher, compose: ComposeAny) -> Callab
             raise UserError("launcher.array= is for sample: reproduce has a task for each run")
         tables = cast(Reproducing, compose(name, [*words, f"dry_run={asked.dry_run}"]))
         return partial(_of_tables, tables, cast(Compose, partial(compose, "sample")))
-    if launcher.array and "save" not in map(key_of, words):
-        words = [*words, "save=shards"]
+    if launcher.array:
+        words = words if "save" in map(key_of, words) else [*words, "save=shards"]
+        compose(name, [*words, f"part='1/{launcher.array}'"])  # refused here, not in every task
     return partial(_of_run, cast(Sampling, compose(name, words)), launcher.array, asked.dry_run)
 
 

@@ -60,8 +60,8 @@ SETTINGS = {
         'launcher.setup=["module load cuda/12", "source my env/bin/activate"]',
         "launcher.python=apptainer exec --nv image.sif python3",
     ],
-    "parts": ["launcher.array=40", "launcher.at_once=8", "save=zip"],
-    "local": ["launcher=local", "launcher.array=3", "save=zip"],
+    "parts": ["launcher.array=40", "launcher.at_once=8"],
+    "local": ["launcher=local", "launcher.array=3"],
     "bash": ["launcher=bash", "launcher.processes=2", 'launcher.setup=["set -x"]'],
 }
 
@@ -132,6 +132,7 @@ def test_several_nodes_meet_at_the_first_one(tmp_path, monkeypatch):
         (["sample", "launcher.gpus=two"], "must be int"),
         (["sample", "launcher.nodes=0"], "launcher.nodes=0 must be 1 or more"),
         (["reproduce", "demo", "launcher.array=3"], "launcher.array= is for sample"),
+        (["sample", "save=zip", "launcher.array=3"], "give save=shards, not zip"),
         (["-m", "sample", "nfe=9,19"], "-m is not for submit"),
     ],
 )
@@ -209,6 +210,19 @@ def test_reproduce_is_an_array_and_then_a_table(slurm):
     assert "every run of t is there" in submit(*words)
 
 
+def test_an_array_of_parts_is_merged_to_what_one_run_makes(slurm):
+    words = ["model=toy", "nfe=9", "images=100", "device=cpu", "shard=30", "sheet=9"]
+    submit("sample", *words, "out=parts", "launcher.array=3", "launcher.gpus=0")
+    wait_for(slurm / "101.done")
+    assert json.loads((slurm / "100.statuses").read_text()) == [0, 0, 0]
+    assert json.loads((slurm / "101.statuses").read_text()) == [0]
+    (overrides,) = expand("sample", (*words, "save=shards", "out=one"), multirun=False)
+    configs.call("sample", overrides)
+    for name in ("shards.csv", "sheet.png"):
+        assert Path("parts", name).read_bytes() == Path("one", name).read_bytes()
+    assert json.loads(Path("parts/record.json").read_text())["complete"]
+
+
 BRIEF = """
 echo "$*" >> log
 [[ $* != *part=2/3* || -e again ]] || {
@@ -223,7 +237,7 @@ echo "$*" >> log
 def test_a_task_of_an_array_that_fails_or_is_put_back(slurm):
     """One fails, and the others and the last job run; one is put back, alone."""
     Path("fake.sh").write_text(BRIEF)
-    words = ["out=run", "save=zip", "launcher.array=3", "launcher.python=bash fake.sh"]
+    words = ["out=run", "launcher.array=3", "launcher.python=bash fake.sh"]
     submit(*RUN, *words)
     wait_for(Path("started"))
     os.kill(int((slurm / "100_2.pid").read_text()), signal.SIGUSR1)
@@ -276,7 +290,7 @@ case $* in *=2/3*) exit 3 ;; *merge*) exit 0 ;; esac
 def test_local_runs_all_tasks_then_the_last_one(at_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("fake.sh").write_text(FAKE)
-    words = ["launcher=local", "launcher.array=3", f"launcher.at_once={at_once}", "save=zip"]
+    words = ["launcher=local", "launcher.array=3", f"launcher.at_once={at_once}"]
     done = CliRunner().invoke(
         main, ["submit", *RUN, "out=run", *words, "launcher.python=bash fake.sh"]
     )

@@ -133,6 +133,8 @@ def test_several_nodes_meet_at_the_first_one(tmp_path, monkeypatch):
         (["sample", "launcher.nodes=0"], "launcher.nodes=0 must be 1 or more"),
         (["reproduce", "demo", "launcher.array=3"], "launcher.array= is for sample"),
         (["-m", "sample", "nfe=9,19"], "-m is not for submit"),
+        (["sample", "out=a\nrm b", "launcher=bash"], "out=a\\nrm b: a scheduler cannot read"),
+        (["sample", "out=a", "launcher.setup=['a\nb']"], "must be text on one line"),
     ],
 )
 def test_mistakes_are_one_sentence_and_nothing_is_written(words, said, tmp_path, monkeypatch):

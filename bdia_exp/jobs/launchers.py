@@ -88,7 +88,12 @@ class Launcher:
         return []
 
     def scripts(self, work: Work) -> dict[str, str]:
-        """The scripts: name → text."""
+        """The scripts: name → text. Raises UserError for a folder that no script can name."""
+        if not str(work.folder.absolute()).isprintable() or '"' in str(work.folder.absolute()):
+            raise UserError(
+                f"out={brief(work.folder.parent)}: a scheduler cannot read a quotation mark or a "
+                "control character in a folder's name: choose another out="
+            )
         found = {TASKS: self._script(work, last=False)}
         if work.last:
             found[LAST] = self._script(work, last=True)

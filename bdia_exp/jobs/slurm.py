@@ -1,5 +1,6 @@
 """SLURM: the headers of scripts, and `sbatch`. The only module that knows them."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -57,7 +58,7 @@ class Slurm(Launcher):
         """The options of `sbatch`. The last job takes one node, and at most one GPU."""
         tasks = None if last else work.tasks
         at_once = f"%{self.at_once}" if self.at_once else ""
-        name = self.name or f"bdia-{work.folder.parent.name}"
+        name = self.name or "bdia-" + re.sub(r"[^\w.=+-]+", "_", work.folder.parent.name)
         log = "%x-%A_%a.log" if tasks else "%x-%j.log"
         options = {
             "job-name": f"{name}-last" if last else name,

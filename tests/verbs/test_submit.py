@@ -134,6 +134,8 @@ def test_several_nodes_meet_at_the_first_one(tmp_path, monkeypatch):
         (["reproduce", "demo", "launcher.array=3"], "launcher.array= is for sample"),
         (["sample", "save=zip", "launcher.array=3"], "give save=shards, not zip"),
         (["-m", "sample", "nfe=9,19"], "-m is not for submit"),
+        (["sample", "out=a\nrm b", "launcher=bash"], "out=a\\nrm b: a scheduler cannot read"),
+        (["sample", "out=a", "launcher.setup=['a\nb']"], "must be text on one line"),
     ],
 )
 def test_mistakes_are_one_sentence_and_nothing_is_written(words, said, tmp_path, monkeypatch):

@@ -3,15 +3,13 @@
 While a run is not finished, each process has a file `shards/PART.RANK.json` of its own.
 """
 
-import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
-from bdia_exp.store import records
+from bdia_exp.store import locks, records
 from bdia_exp.store.records import Record
 from bdia_exp.store.shards import FOLDER, Part
 
@@ -28,7 +26,7 @@ class Journal:
         self._began, self.sampled, self.nfe = time.perf_counter(), 0, nfe
         self._known: Record = {
             "part": str(part) if part else None,
-            "process": f"process {os.getpid()} on {socket.gethostname()}",
+            "process": locks.this_process(),
         }
 
     def write(self, **more: object) -> None:

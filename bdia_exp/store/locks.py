@@ -25,6 +25,16 @@ _shared: set[Path] = set()
 # process opens the file once, and locks it once.
 
 
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""Where batch systems say which job a process belongs to."""
+
+
+def this_process() -> str:
+    """This process, as it is named to others: process 12 on node3, job 4567."""
+    job = next((found for name in JOBS if (found := os.environ.get(name))), None)
+    return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+
+
 def lock(folder: Path, part: str | None = None) -> None:
     """Takes the lock of a folder for this process, or that of one part of its run.
 
@@ -72,7 +82,7 @@ def _take(file: Path, *, shared: bool = False) -> None:
         return _take(file, shared=shared)
     os.truncate(number, 0)
     if not shared:
-        os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        os.write(number, this_process().encode())
     _held[file] = number
     if shared:
         _shared.add(file)
@@ -125,7 +135,7 @@ def holders(folder: Path) -> dict[str, str]:
         if file in _shared:
             continue
         if file in _held:
-            found[part] = f"process {os.getpid()} on {socket.gethostname()}"
+            found[part] = this_process()
             continue
         with suppress(OSError):
             number = os.open(file, os.O_RDWR)

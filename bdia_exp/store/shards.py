@@ -169,6 +169,8 @@ class Shards:
         if self._open is None or self._open.shard != shard:
             self._drop()
             self._open = _Writer(shard, self.file(shard))
+            for file in self.root.glob(f"{shard.name}.*.npz"):  # measured of earlier images
+                file.unlink(missing_ok=True)
         self._open.add(seeds, images, labels)
         if self._open.is_full:
             self.manifest.state(self.file(shard).name, self._open.finish())

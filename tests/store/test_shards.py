@@ -57,6 +57,19 @@ def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path):
     assert (found.read(range(4)) == 0).all()
 
 
+def test_what_was_measured_of_a_shard_does_not_outlive_its_images(tmp_path):
+    shards, end = Shards(tmp_path, parse("0-1"), 2), ".features-0.npz"
+    shards.write([0, 1], BLACK)
+    shards.keep(shards.all[0], end, {"features": BLACK.numpy()})
+    assert not shards.missing(end)
+    assert (shards.kept(shards.all[0], end)["features"] == 0).all()
+    shards.write([0, 1], BLACK + 1)
+    assert not shards.missing()
+    assert shards.missing(end) == shards.all
+    with pytest.raises(OSError, match="missing or damaged"):
+        shards.kept(shards.all[0], end)
+
+
 @pytest.mark.parametrize("table", ["[]", "{", '{"labels": 3}'])
 def test_a_table_of_labels_that_is_none_is_said(tmp_path, table):
     shards = Shards(tmp_path, parse("0-1"), 2)

@@ -265,11 +265,14 @@ def test_a_part_excludes_itself_and_the_whole_run_but_no_other_part(tmp_path, pa
     assert call("merge", [f"run={tmp_path}"])["complete"]
 
 
-def test_an_error_of_a_part_is_in_its_status(tmp_path):
+def test_an_error_of_a_part_is_in_its_status(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4567")
     with pytest.raises(UserError, match="diverged"):
         run(tmp_path, "part=1/2", "sampler=bdia_ddim", "nfe=9", f"sampler.gamma={[1e300] * 8}")
     (state,) = call("status", [f"path={tmp_path}"])
     assert "diverged" in state["errors"]["part 1/2"]
+    journal = json.loads((tmp_path / "shards/1of2.0.json").read_text())
+    assert journal["process"].endswith(", job 4567")
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -345,6 +348,7 @@ def test_export_writes_what_can_be_read_again(one, tmp_path, form):
         call("export", words)
 
 
+@pytest.mark.quick
 def test_status_of_a_folder_of_runs(one, tmp_path, capsys):
     shutil.copytree(one, tmp_path / "b/run")
     run(tmp_path / "a", "part=1/7")

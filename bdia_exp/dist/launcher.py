@@ -69,11 +69,17 @@ def _pass_on(number: int, frame: FrameType | None) -> NoReturn:
 def _failed(error: ChildFailedError) -> int:
     """Says which process failed first, unless it has said why itself; the exit status.
 
-    A process that was killed comes first: the others fail because it does not answer.
+    A process that was killed comes first: the others fail because it does not answer. Those that
+    the launcher stopped come last.
     """
-    killed = {rank: each for rank, each in error.failures.items() if each.exitcode < 0}
-    rank, first = min((killed or error.failures).items(), key=lambda item: item[1].timestamp)
-    code = first.exitcode
+
+    def order(rank: int) -> tuple[int, int]:
+        one = error.failures[rank]
+        stopped = one.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        return 2 if stopped else int(one.exitcode > 0), one.timestamp
+
+    rank = min(error.failures, key=order)
+    code = error.failures[rank].exitcode
     number = -code if code < 0 else code - 128
     if number > 0:
         how = f"was killed by {signal.Signals(number).name}"

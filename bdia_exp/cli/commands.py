@@ -6,17 +6,20 @@ Help comes only from the configurations. A verb's file and PyTorch are imported 
 import errno
 import os
 import re
+import signal
 import sys
 from typing import Any
 
 import click
 from omegaconf import OmegaConf
 
+from bdia_exp import stopping
 from bdia_exp.cli import configs
 from bdia_exp.cli.files import CONFIGS, about, commands, groups_of, help_of, options, text_of
 from bdia_exp.cli.streams import write_any_text
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError, brief
+from bdia_exp.jobs.frozen import frozen
 
 
 class Command(click.Command):
@@ -39,23 +42,20 @@ class Group(click.Group):
 
     def main(self, *args: Any, **more: Any) -> Any:
         write_any_text()
+        stopping.listen()
         return super().main(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            from bdia_exp import dist
-
-            if not dist.first_to_tell():
+            if not stopping.first_to_tell():
                 sys.exit(1)
             raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
-            from bdia_exp import dist
-
-            if dist.first_to_tell():
-                click.echo("\nstopped; run the same command again to continue", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signal.SIGINT)
+            stopping.tell(number)
+            sys.exit(128 + number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
@@ -97,10 +97,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{key}=" for key in found if key.startswith(incomplete)]
 
 
-def _launch(processes: str, words: list[str]) -> int:
+def _launch(processes: str, words: list[str], nodes: int | None, meet: str | None) -> int:
     import torch
 
     from bdia_exp import dist
+    from bdia_exp.dist.launcher import launch
 
     if dist.in_torchrun():
         raise UserError("-p starts processes itself: leave it out under torchrun")
@@ -109,7 +110,9 @@ def _launch(processes: str, words: list[str]) -> int:
         raise UserError("-p gpu: PyTorch sees no GPU here; give a number of processes")
     if not re.fullmatch(r"[1-9]\d{0,2}", str(count), re.ASCII):
         raise UserError(f"-p {brief(processes)}: give a number of processes, or gpu")
-    return dist.launch(int(count), words)
+    if (nodes or 1) > 1 and not re.fullmatch(r".+:\d+", meet or "", re.ASCII):
+        raise UserError("--nodes needs --meet HOST:PORT, the same on every node")
+    return launch(int(count), words, nodes or 1, meet)
 
 
 def _add(name: str) -> None:
@@ -121,26 +124,43 @@ def _add(name: str) -> None:
     @click.option(
         "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
     )
+    @click.option("--config", metavar="FILE", help="Use the settings that `submit` wrote to FILE.")
     @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or one per GPU.")
+    @click.option("--nodes", type=click.IntRange(1), metavar="N", help="With -p on N machines.")
+    @click.option("--meet", metavar="HOST:PORT", help="With --nodes: where the machines meet.")
     @click.argument("overrides", nargs=-1, shell_complete=_complete)
     def command(
-        multirun: bool, cfg: str | None, processes: str | None, overrides: tuple[str, ...]
+        multirun: bool,
+        cfg: str | None,
+        config: str | None,
+        processes: str | None,
+        nodes: int | None,
+        meet: str | None,
+        overrides: tuple[str, ...],
     ) -> None:
         if processes:
             _require_parallel(name)
+        elif nodes or meet:
+            raise UserError("--nodes and --meet go with -p, the number of processes on each node")
         if processes and not cfg:
-            flags = ["-m"] if multirun else []
-            sys.exit(_launch(processes, [name, *flags, *overrides]))
+            flags = [*(["-m"] if multirun else []), *(["--config", config] if config else [])]
+            sys.exit(_launch(processes, [name, *flags, *overrides], nodes, meet))
         for one in expand(name, overrides, multirun):
             if cfg:
-                click.echo(OmegaConf.to_yaml(configs.composed(name, one)[0]))
+                click.echo(_shown(name, one, config))
                 continue
             if multirun and os.environ.get("RANK", "0") == "0":
                 click.echo(f"# {' '.join(one)}")
-            configs.call(name, one)
+            configs.call(name, one, config)
         from bdia_exp import dist
 
         dist.stop()
+
+
+def _shown(name: str, overrides: list[str], file: str | None) -> str:
+    if file is None:
+        return OmegaConf.to_yaml(configs.composed(name, overrides)[0])
+    return frozen(name, configs.settings(name, overrides, file))
 
 
 def _require_parallel(name: str) -> None:

@@ -28,6 +28,7 @@ from bdia_exp.cli.files import (
 from bdia_exp.cli.words import require_overrides
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.jobs.asked import Choice, Overrides, as_key, hints_of
+from bdia_exp.jobs.frozen import thawed
 from bdia_exp.overrides import key_of
 from bdia_exp.verbs import verb
 
@@ -139,29 +140,27 @@ def keys(command: str, overrides: list[str]) -> list[str]:
     return [key for key in walk(OmegaConf.to_container(config), "") if not key.endswith("_")]
 
 
-def settings(command: str, overrides: list[str]) -> Any:
-    """What a verb is asked for: choices built, everything checked."""
-    config, choices = composed(command, overrides)
+def settings(command: str, overrides: list[str], file: str | None = None) -> Any:
+    """What a verb is asked for: choices built, everything checked.
+
+    With a `file` that `submit` wrote, nothing is composed: `overrides` change its values.
+    """
+    plain, choices = values(command, overrides, file)
+    require_own(plain)
     asks, named = verb(command).asks, {key_of(word) for word in overrides}
     known = {as_key(field.name): field.name for field in fields(asks)}
     given: dict[str, Any] = {}
-    try:
-        plain = typing.cast(
-            dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        )
-        require_own(plain)
-        for key, value in plain.items():
-            if key not in known and key not in named:
-                continue  # a model's file may set what this verb does not take
-            name = known.get(key, key)
-            given[name] = value
-            if key in choices and isinstance(value, dict) and "_target_" in value:
-                given[name] = Choice(choices[key], value, bound(instantiate(config[key]), key))
-    except MissingMandatoryValue as error:
-        key = error.full_key or "the missing key"
-        raise UserError(f"give {key}=; see `bdia-exp {command} --help`") from None
-    except (HydraException, OmegaConfBaseException, RecursionError) as error:
-        raise UserError(f"the configuration cannot be built: {_first_line(error)}") from None
+    for key, value in plain.items():
+        if key not in known and key not in named:
+            continue  # a model's file may set what this verb does not take
+        name = known.get(key, key)
+        given[name] = value
+        if key in choices and isinstance(value, dict) and "_target_" in value:
+            try:
+                made = instantiate(value)
+            except (HydraException, OmegaConfBaseException, RecursionError) as error:
+                raise _not_built(error) from None
+            given[name] = Choice(choices[key], value, bound(made, key))
     first = positional(command)
     if first and given.get(first) == "":
         raise UserError(f"give {first}=; see `bdia-exp {command} --help`")
@@ -169,19 +168,63 @@ def settings(command: str, overrides: list[str]) -> Any:
     return asks(**given)
 
 
+def values(
+    command: str, overrides: list[str], file: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every key's value as plain data, and the name chosen in each group."""
+    if file is not None:
+        return _thawed(command, overrides, file)
+    config, choices = composed(command, overrides)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or "the missing key"
+        raise UserError(f"give {key}=; see `bdia-exp {command} --help`") from None
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        raise _not_built(error) from None
+    return typing.cast(dict[str, Any], plain), choices
+
+
+def _thawed(command: str, overrides: list[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a file that `submit` wrote, changed by the overrides."""
+    require_overrides(command, overrides)
+    plain, choices = thawed(command, file)
+    for word in overrides:
+        *path, last = key_of(word).split(".")
+        if not path and last in groups_of(command):
+            raise UserError(f"{last}= is fixed by --config {file}: change it in `bdia-exp submit`")
+        node: Any = plain
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise UserError(f"there is no key {key_of(word)!r} in --config {file}")
+        try:
+            (value,) = OverridesParser.create().parse_overrides([word])
+        except (HydraException, ValueError) as error:
+            raise UserError(_explain(command, [word], error)) from None
+        node[last] = value.value()
+    return plain, choices
+
+
+def _not_built(error: Exception) -> UserError:
+    return UserError(f"the configuration cannot be built: {_first_line(error)}")
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def call(command: str, overrides: list[str]) -> Any:
-    """Composes, builds, checks and runs; what the verb returns."""
+def call(command: str, overrides: list[str], file: str | None = None) -> Any:
+    """Composes (or reads `file`), builds, checks and runs; what the verb returns."""
     this = verb(command)
     extra: dict[str, Any] = {}
     if this.composes:
         extra["compose"] = partial(settings, this.composes)
+    if this.submits:
+        extra["compose"] = settings
     if this.lists:
         extra["listing"] = listing()
-    return this.function(settings(command, overrides), **extra)
+    return this.function(settings(command, overrides, file), **extra)
 
 
 def listing() -> dict[str, dict[str, Any]]:

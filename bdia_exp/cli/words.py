@@ -85,6 +85,11 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
     is in quotes, `prompt="'a cat','a dog'"`. Each combination has its own folder below `out=`.
     """
     kinds = hints_of(verb(command).asks)
+    if verb(command).submits:
+        if multirun:
+            raise UserError(f"-m is not for {command}: give one combination at a time")
+        own, inner = _divided(command, words, {*map(as_key, kinds), *groups_of(command)})
+        return [[*(_override(word, kinds) for word in own), inner]]
     given = _with_keys(command, [_decoded(word) for word in words], kinds)
     # Of other keys the last one counts, as in Hydra; of these the first would be lost unseen.
     for name, kind in kinds.items():
@@ -94,6 +99,17 @@ def expand(command: str, words: tuple[str, ...], multirun: bool) -> list[list[st
         return [[_override(word, kinds) for word in given]]
     choices = [_choices(word, kinds) for word in given]
     return _in_own_folders([list(one) for one in product(*choices)], choices)
+
+
+def _divided(command: str, words: tuple[str, ...], keys: set[str]) -> tuple[list[str], str]:
+    """A submitting verb's own words, and one override with the command that it submits."""
+    name, names = (words or ("",))[0], verb(command).submits
+    if name not in names:
+        raise UserError(f"the first word after {command} must be {' or '.join(names)}")
+    rest = [_decoded(word) for word in words[1:]]
+    own = [word for word in rest if "=" in word and key_of(word).partition(".")[0] in keys]
+    (inner,) = expand(name, tuple(word for word in rest if word not in own), multirun=False)
+    return own, f"{positional(command)}=[{','.join(map(quoted, [name, *inner]))}]"
 
 
 def _decoded(word: str) -> str:

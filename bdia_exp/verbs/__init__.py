@@ -23,6 +23,10 @@ class Verb:
     composes: str | None = None
     """The verb that this one runs. The function then also takes `compose`, which turns overrides
     into the settings of that verb."""
+    submits: tuple[str, ...] = ()
+    """The commands that can be its first word. Keys that are not its own belong to that command.
+    The function then also takes `compose`, which turns a command and its overrides into settings.
+    """
     lists: bool = False
     """Whether the function takes `listing`, the models that can be chosen."""
 

@@ -63,6 +63,12 @@ class Reproducing(Asked):
             name += f"-{records.digest({'overrides': more})}"
         return folder_of(self.out, name)
 
+    @property
+    def drawing(self) -> TableDrawing:
+        """What draws the tables."""
+        report = report_of(self.experiment, self.report)
+        return TableDrawing(experiment=self.experiment, out=str(self.root), report=report)
+
 
 def reproduce(asked: Reproducing, compose: Compose) -> Record:
     """Does the missing runs of an experiment, then draws its tables.
@@ -71,33 +77,32 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
     Raises UserError at the end with the reasons.
     """
     dist.start(dist.device(asked.device))
-    plan = _plan(asked, compose)
+    plan = plan_of(asked, compose)
     # Rank 0 decides for all, so every rank does the same runs in the same order.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
     costs = Costs()
-    title = asked.experiment["title"]
-    say(described(title, plan, {*todo}, costs, asked.tflops))
+    tell_plan(asked, plan, todo, costs)
     if asked.dry_run:
-        for file in sorted({f for i in todo for f in absent(plan[i])}):
-            say(f"  not here yet: {file}")
         return {}
 
-    lacking = _lacking(plan, todo)
-    _run([plan[i] for i in todo if i not in lacking], costs)
+    without = lacking(plan, todo)
+    _run([plan[i] for i in todo if i not in without], costs)
     drawn: Record = {}
-    if len(lacking) < len(plan):
-        report = report_of(asked.experiment, asked.report)
-        given = TableDrawing(experiment=asked.experiment, out=str(asked.root), report=report)
-        drawn = table(given)
-    if lacking:
-        reasons = dict.fromkeys(why for whys in lacking.values() for why in whys)
-        raise UserError(
-            "\n  ".join([f"{len(lacking)} of {len(plan)} runs could not start:", *reasons])
-        )
+    if len(without) < len(plan):
+        drawn = table(asked.drawing)
+    require_none(without, plan)
     return drawn
 
 
-def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
+def tell_plan(asked: Reproducing, plan: list[Run], todo: list[int], costs: Costs) -> None:
+    """Says what is to run; in a dry run also which files are not on this machine."""
+    say(described(asked.experiment["title"], plan, {*todo}, costs, asked.tflops))
+    if asked.dry_run:
+        for file in sorted({f for i in todo for f in absent(plan[i])}):
+            say(f"  not here yet: {file}")
+
+
+def plan_of(asked: Reproducing, compose: Compose) -> list[Run]:
     """Every run of the chosen cells."""
     experiment = asked.experiment
     cells = experiments.cells_of(experiment, asked.root)
@@ -115,15 +120,24 @@ def _plan(asked: Reproducing, compose: Compose) -> list[Run]:
     )
 
 
-def _lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
+def lacking(plan: list[Run], todo: list[int]) -> dict[int, list[str]]:
     """The runs that cannot start on some rank, and why."""
     needs = Needs()
-    lacking: dict[int, list[str]] = {}
+    found: dict[int, list[str]] = {}
     for theirs in dist.gather({i: needs.lacking(plan[i]) for i in todo}):
         for i, why in theirs.items():
             if why:
-                lacking[i] = [*lacking.get(i, []), *why]
-    return lacking
+                found[i] = [*found.get(i, []), *why]
+    return found
+
+
+def require_none(without: dict[int, list[str]], plan: list[Run]) -> None:
+    """Raises UserError with the reasons if there are runs that `lacking` found."""
+    if without:
+        reasons = dict.fromkeys(why for whys in without.values() for why in whys)
+        raise UserError(
+            "\n  ".join([f"{len(without)} of {len(plan)} runs could not start:", *reasons])
+        )
 
 
 def _run(ready: list[Run], costs: Costs) -> None:

@@ -1,6 +1,7 @@
 """Several processes, and a run that was stopped: the same images as one process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -129,20 +130,45 @@ def test_the_processes_end_with_their_launcher(whole, tmp_path):
     assert len(pngs(tmp_path)) == 16
 
 
-SLOW = """
+WAITING = """
+import os
+import signal
 import sys
 import time
 from bdia_exp import dist
-dist.REMIND = 0.2
+from bdia_exp.dist import pulse
+from bdia_exp.errors import UserError
+pulse.REMIND, pulse.BEAT = 0.5, 0.1
 dist.start()
-time.sleep(dist.rank())
-sys.stdout.write(f"{dist.gather(dist.rank())}\\n")
+if dist.rank():
+    if os.environ["HOW"] == "slow":
+        time.sleep(4)
+    else:
+        os.system(f"(sleep 2; kill -CONT {os.getpid()}) &")
+        os.kill(os.getpid(), signal.SIGSTOP)
+try:
+    sys.stdout.write(f"{dist.gather(dist.rank())}\\n")
+except UserError as error:
+    sys.stdout.write(f"{error}\\n")
 """
 
 
-def test_a_slow_process_is_waited_for_and_that_is_said():
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("slow", "waiting for process 1 for 0 min: it is alive"), ("stopped", "process 1 has not")],
+)
+def test_a_slow_process_is_told_from_one_that_is_stopped(how, said):
+    """They are waited for, as long as the user allows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["--no-python", sys.executable, "-c", SLOW]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "waiting for the other processes" in done.stderr
-    assert done.stdout == "[0, 1]\n[0, 1]\n"
+    command += ["--no-python", sys.executable, "-c", WAITING]
+    env = {**os.environ, "HOW": how, "BDIA_EXP_TIMEOUT": "2" if how == "slow" else "60"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    lines = [line for line in done.stderr.splitlines() if "process 1" in line]
+    assert len(lines) > 1
+    assert all(line.startswith(said) for line in lines[1:]), lines
+    assert "process 0" not in done.stderr
+    if how == "stopped":
+        assert done.stdout == "[0, 1]\n[0, 1]\n"
+    else:
+        assert "does not answer" in done.stdout
+        assert "; BDIA_EXP_TIMEOUT=SECONDS waits longer" in done.stdout

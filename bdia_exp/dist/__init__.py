@@ -4,35 +4,28 @@ Every function also works in a single process, as a world with one rank. Under `
 environment gives the rank; the backend is NCCL on CUDA and gloo on the CPU.
 """
 
-import logging
 import os
-import signal
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
+from bdia_exp.dist.pulse import Pulse
 from bdia_exp.errors import UserError, nearest
+from bdia_exp.stopping import LAUNCHER, end_with_launcher
 
 T = TypeVar("T")
 
-TOLD = "BDIA_EXP_TOLD"
-"""The environment variable with the path of a file; the first process with an error creates it."""
-LAUNCHER = "BDIA_EXP_LAUNCHER"
-"""The environment variable with the number of the process that started the others."""
-LONGEST_WAIT = timedelta(days=1)
-"""How long a process waits for a slower one. Launchers notice processes that died at once."""
-REMIND = 60.0
-"""Seconds between the lines that say that a process waits."""
+TIMEOUT = "BDIA_EXP_TIMEOUT"
+"""The environment variable with the seconds that a process waits for a slower one; else a day."""
+SPOKEN_FOR = 5.0
+"""Seconds in which a launcher ends the processes after one has died; it says which one."""
+_pulse: Pulse | None = None
 
 
 def in_torchrun() -> bool:
@@ -48,106 +41,54 @@ def _whole(name: str, default: str) -> int:
     return int(text)
 
 
-def launch(processes: int, words: Sequence[str]) -> int:
-    """Runs `python -m bdia_exp WORDS` in several processes on this machine; the exit status.
-
-    It works like `torchrun --standalone`, without its report of a failure. The first process with
-    a user's error prints it (`first_to_tell`), and the others are stopped.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.disable(logging.WARNING)  # the processes print the reasons of failures themselves
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[TOLD] = str(Path(folder) / "told")
-        os.environ[LAUNCHER] = str(os.getpid())
-        try:
-            elastic_launch(config, sys.executable)("-m", "bdia_exp", *words)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            if failure.exitcode < 0:
-                name = signal.Signals(-failure.exitcode).name
-                print(f"\nError: process {rank} was killed by {name}", file=sys.stderr)
-                return 128 - failure.exitcode
-            return failure.exitcode
-        except SignalException as error:
-            return 128 + error.sigval
-    return 0
-
-
-def first_to_tell() -> bool:
-    """Whether this process is the first one of `launch` that has an error to print."""
-    if TOLD not in os.environ:
-        return True
-    try:
-        Path(os.environ[TOLD]).touch(exist_ok=False)
-    except OSError:
-        return False
-    return True
-
-
 def start(device: str = "cpu") -> None:
     """Joins the process group that `torchrun` describes; does nothing in a single process."""
+    global _pulse
     if not in_torchrun() or td.is_initialized():
         return
-    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
-    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    end_with_launcher()
     on_cuda = device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(local_rank())
+    longest = timedelta(seconds=max(_whole(TIMEOUT, "86400"), 1))
     try:
         with _together():
-            td.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
+            td.init_process_group("nccl" if on_cuda else "gloo", timeout=longest)
     except ValueError as error:
         raise UserError(f"the processes cannot meet ({error}): use torchrun or -p") from None
-
-
-def _end_with(launcher: int) -> None:
-    """Ends this process when its launcher does not exist any more: somebody killed it."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os._exit(128 + signal.SIGTERM)
+    with suppress(RuntimeError, KeyError):  # without a store nobody tells who is late
+        _pulse = Pulse(rank(), world())
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Around work that needs every process. Rank 0 says every minute that it waits.
+    """Around work that needs every process. The first one says every minute for whom it waits.
 
     Raises UserError if another process has ended or does not answer.
     """
-    done = threading.Event()
-
-    def remind() -> None:
-        began = time.monotonic()
-        while not done.wait(REMIND):
-            minutes = (time.monotonic() - began) / 60
-            print(f"waiting for the other processes for {minutes:.0f} min", file=sys.stderr)
-
-    if int(os.environ.get("RANK", "0")) == 0:
-        threading.Thread(target=remind, daemon=True).start()
+    if _pulse:
+        _pulse.arrive()
     try:
         yield
     except RuntimeError as error:
+        if LAUNCHER in os.environ:
+            time.sleep(SPOKEN_FOR)
         what = str(error).partition("\n")[0]
-        raise UserError(f"another process has ended or does not answer ({what})") from error
+        raise UserError(
+            f"another process has ended or does not answer ({what[:200]}); {TIMEOUT}=SECONDS "
+            "waits longer"
+        ) from error
     finally:
-        done.set()
+        if _pulse:
+            _pulse.leave()
 
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
+    global _pulse
+    if _pulse:
+        _pulse.end()
+        _pulse = None
     if td.is_initialized():
         td.destroy_process_group()
 

@@ -14,8 +14,8 @@ import ctypes, sys, time
 from bdia_exp import stopping
 stopping.GRACE, stopping.TWICE = {grace}, 0.2
 stopping.listen()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     {work}
 except KeyboardInterrupt as error:
     stopping.tell(error.number)

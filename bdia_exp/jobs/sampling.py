@@ -1,10 +1,10 @@
 """From seeds to images: a job, and the stream of its batches on one rank."""
 
-import hashlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,85 +18,14 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.coefficients import bare, bound
 from bdia_exp.jobs.identity import coefficients_for
 from bdia_exp.jobs.settings import Drawing, Sampling, Solving
-from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
+from bdia_exp.jobs.texts import Texts
+from bdia_exp.models import Condition, Model, require_class
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.linear import Diffusion
 from bdia_exp.seeds import Generators
-from bdia_exp.sources import prompts
-from bdia_exp.sources.prompts import Prompts
-from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import Folder, Latents
-from bdia_exp.store.records import Record
 from bdia_exp.store.shards import Shards
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The condition of a text-to-image run: prompts, guidance, and the ControlNet's image."""
-
-    prompts: Prompts
-    guidance: float
-    control: Tensor | None = None  # uint8 [1, 3, H, W]
-
-    @classmethod
-    def of(cls, model: Model, asked: Drawing) -> "Texts | None":
-        """The condition for a model; None if it takes no text.
-
-        Raises UserError if the model cannot use these settings.
-        """
-        text, source = asked.prompt, asked.prompts
-        if not model.takes_text:
-            require_no_text(asked, "prompt", "prompts", "control", "guidance")
-            return None
-        if text is not None:
-            chosen = prompts.of_text(text)
-        elif source is not None:
-            chosen = prompts.read(source, asked.prompts_seed)
-        else:
-            raise UserError(
-                'give prompt="what the images show", or prompts=FILE with a caption for each'
-            )
-        if (asked.control is None) != ("ControlNet" not in model.networks):
-            raise UserError(
-                "a ControlNet and its image go together: give control= with condition=controlnet"
-            )
-        assert asked.guidance is not None  # there is a text
-        require_guidance(asked.guidance)
-        return cls(chosen, asked.guidance, control_image(model, asked.control))
-
-    def __call__(self, seeds: Sequence[int]) -> Text:
-        """The condition of the images of these seeds."""
-        return Text([self.prompts(seed) for seed in seeds], self.guidance, self.control)
-
-    @property
-    def provenance(self) -> Record:
-        """What a record keeps of the condition."""
-        control = None
-        if self.control is not None:
-            control = hashlib.sha256(self.control.numpy().tobytes()).hexdigest()
-        rows = 1 if self.guidance == 1 else 2
-        return {
-            "prompts": dict(self.prompts.provenance),
-            "guidance": self.guidance,
-            "control_pixels": control,
-            "rows_per_evaluation": rows,
-        }
-
-
-def require_no_text(asked: Solving, *keys: str) -> None:
-    """Raises UserError if one of these keys, which are for models of texts, is given."""
-    for key in keys:
-        if getattr(asked, key) is not None:
-            raise UserError(f"{key}=: this model takes no text; leave {key}= out")
-
-
-def control_image(model: Model, source: str | None) -> Tensor | None:
-    """A ControlNet's image, uint8 [1, 3, H, W], cropped and resized to the model's size."""
-    if source is None:
-        return None
-    return ImageSet(source, fit=model.image_shape).read([0])
-
 
 ULPS = 1e-9
 """Tolerance of a level at the end of the range that a network supports."""
@@ -235,6 +164,21 @@ class Places:
         return cls(images, Latents(root), kept, decode=asked.score or not kept)
 
 
+@contextmanager
+def _in_memory(batch: int) -> Iterator[None]:
+    """Raises UserError, with a batch to ask for, if the GPU's memory is too small for this one.
+
+    The batch is not made smaller by itself: on a GPU the last digits of an image depend on it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory is too small for {batch} images at a time: give "
+            f"batch={max(batch // 2, 1)}, and run again; finished images are kept"
+        ) from None
+
+
 def stream(
     job: Job, batches: Iterable[Sequence[int]], places: Places, bar: tqdm
 ) -> Generator[Batch, None, None]:
@@ -257,7 +201,8 @@ def stream(
         if images is not None or states is not None:
             advance(everyone)
             return Batch(seeds, states, job.draw(seeds)[1], None, images)
-        return job.sample(seeds, partial(advance, everyone / steps))
+        with _in_memory(len(seeds)):
+            return job.sample(seeds, partial(advance, everyone / steps))
 
     def finish(batch: Batch) -> Batch:
         if places.keep_latents and batch.nfe is not None:
@@ -265,7 +210,8 @@ def stream(
             places.latents.write(batch.seeds, batch.states)
         if batch.images is None and places.decode:
             assert batch.states is not None
-            images = job.model.decode(batch.states.to(job.model.device)).cpu()
+            with _in_memory(len(batch.seeds)):
+                images = job.model.decode(batch.states.to(job.model.device)).cpu()
             if places.images:
                 places.images.write(batch.seeds, images, batch.labels)
             return replace(batch, images=images)

@@ -18,14 +18,10 @@ from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.jobs.fitting import ensure
-from bdia_exp.jobs.identity import (
-    claim,
-    identity_of,
-    plainly,
-    require_weights,
-)
-from bdia_exp.jobs.sampling import levels_of, require_no_text, sampler_on
+from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
+from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
+from bdia_exp.jobs.texts import require_no_text
 from bdia_exp.jobs.trip_states import STATES_FILE, load_states
 from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
 from bdia_exp.report import figures

@@ -12,6 +12,7 @@ import torch
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
+from bdia_exp.jobs.sampling import Job
 from bdia_exp.jobs.settings import full_name
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
@@ -142,8 +143,6 @@ def test_zip_holds_the_same_images(whole, tmp_path):
 
 def test_scratch_images_stay_until_the_run_is_complete(whole, tmp_path, monkeypatch):
     """A killed run that keeps nothing in the end still goes on where it was."""
-    from bdia_exp.jobs.sampling import Job
-
     drawn, real = [], Job.sample
 
     def sample_two_batches(job, seeds, step):
@@ -207,7 +206,6 @@ def test_half_precision_draws_the_same_pictures(whole, tmp_path):
 
 
 def test_diverging_sampler_is_said():
-    from bdia_exp.jobs.sampling import Job
     from bdia_exp.samplers.loops import multistep
 
     asked = settings("sample", ["nfe=9", "grid=karras"])
@@ -254,3 +252,12 @@ def test_the_bundled_model_draws_what_it_is_asked_for(tmp_path):
     score = sample(tmp_path, *words)["score"]
     assert score["label_accuracy"] > 0.7
     assert score["fid"] < 8  # noise has 90
+
+
+def test_a_gpu_that_is_too_small_names_the_batch_to_ask_for(tmp_path, monkeypatch):
+    def full(self, seeds, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Job, "sample", full)
+    with pytest.raises(UserError, match=r"too small for 6 images at a time: give batch=3"):
+        sample(tmp_path, "model=toy", "sampler=ddim", "nfe=1", "images=6", "batch=6")

@@ -65,7 +65,8 @@ class Bench:
     def said(self) -> str:
         """The last line that the last run of `begin` printed."""
         lines = (self.root / "log.txt").read_text(errors="replace").replace("\r", "\n").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:160]
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return said.replace(str(self.root / "run"), "RUN")[:160]
 
     def is_equal(self, out: Path) -> bool:
         """Whether a run has the files and the score of the undisturbed one, and nothing else."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdia_exp import batching
 from bdia_exp.models import Condition, at_vp_level, descriptions, parameter_count, starting_noise
 from bdia_exp.models.descriptions import require_halvings
 from bdia_exp.models.running import Running, number
@@ -216,7 +215,7 @@ class DDPM:
         running: Running | None = None,
     ):
         self.net, self.schedule, self.provenance = net, schedule, provenance
-        self._call = (running or Running()).caller(net, batching.ROWS)
+        self._call = (running or Running()).caller(net)
         self.networks = {"U-Net": net}
         self.shape = (net.in_channels, net.image_size, net.image_size)
         self.image_shape = self.shape

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from bdia_exp import batching
 from bdia_exp.errors import UserError, brief
 from bdia_exp.models import Condition, descriptions, parameter_count, starting_noise
 from bdia_exp.models.running import Running, number
@@ -119,7 +118,7 @@ class EDM:
         running: Running | None = None,
     ):
         self.net, self.provenance = net, provenance
-        self._call = (running or Running()).caller(net, batching.ROWS)
+        self._call = (running or Running()).caller(net)
         self.schedule = DiscreteVP(schedule.abar, supported=(net.sigma_min, net.sigma_max))
         self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)

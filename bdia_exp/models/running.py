@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from bdia_exp.batching import in_full_rows
+from bdia_exp import batching
 from bdia_exp.console import one_of
 from bdia_exp.errors import UserError, brief
 from bdia_exp.models.graphs import Graphed, copied
@@ -76,11 +76,11 @@ class Running:
         return net.eval().requires_grad_(False)
 
     def caller(
-        self, function: Callable[..., Tensor], rows: int = 1, *, graphs: bool = True
+        self, function: Callable[..., Tensor], rows: int | None = None, *, graphs: bool = True
     ) -> Callable[..., Tensor]:
         """A function of tensors, such as a network, that is run in this way.
 
-        Its first argument is a batch, which is padded to a multiple of `rows`. Where kernels or
+        Its first argument is a batch, padded to a multiple of `rows` (None: ROWS). Where kernels or
         graphs are made for one shape, every batch is padded to the largest so far, so a smaller
         last batch makes no new ones. With `graphs=False` there is no CUDA graph. The result raises
         UserError if the function cannot be compiled.
@@ -101,14 +101,15 @@ def number(value: float, device: torch.device) -> Tensor:
 class _Padded:
     """A function of batches, padded to a multiple of `unit` rows, or to the largest so far."""
 
-    def __init__(self, function: Callable[..., Tensor], unit: int, *, fixed: bool):
+    def __init__(self, function: Callable[..., Tensor], unit: int | None, *, fixed: bool):
         self.function, self.unit, self.fixed = function, unit, fixed
-        self.rows = unit
+        self.largest = 0
 
     def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        unit = self.unit or batching.ROWS
         if self.fixed:
-            self.rows = max(self.rows, len(x) + -len(x) % self.unit)
-        return in_full_rows(self.function, x, *others, rows=self.rows)
+            self.largest = unit = max(self.largest, len(x) + -len(x) % unit)
+        return batching.in_full_rows(self.function, x, *others, rows=unit)
 
 
 def _compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:

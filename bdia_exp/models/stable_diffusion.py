@@ -63,9 +63,9 @@ class StableDiffusion:
         self.body = next(parts["unet"].parameters()).dtype
         self._empty: Tensor | None = None
         how = running or Running()
-        self._network = how.caller(self._unet)
+        self._network = how.caller(self._unet, 1)
         self._texts, self._pixels, self._latents = (
-            how.caller(part, graphs=False) for part in (self._encoded, self._decoded, self._mode)
+            how.caller(part, 1, graphs=False) for part in (self._encoded, self._decoded, self._mode)
         )
 
     def start(self, rng: Generators, level: Level) -> Tensor:

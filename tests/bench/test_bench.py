@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bdia_exp.models.edm import EDMPrecond
+
 BENCH = Path(__file__).parents[2] / "bench"
 NAMES = sorted(file.stem for file in BENCH.glob("*.py"))
 TOOLS = {"agreement", "measuring"}
@@ -81,8 +83,6 @@ def test_a_folder_that_is_no_checkout_is_named(tmp_path):
 
 @pytest.mark.parametrize("model", ["edm_cifar10", "edm_ffhq", "edm_imagenet64"])
 def test_the_small_networks_are_of_the_published_kinds(model):
-    from bdia_exp.models.edm import EDMPrecond
-
     against_edm = script("against_edm")
     small, published = (against_edm.architecture(model, tiny) for tiny in (True, False))
     assert small["model_type"] == published["model_type"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from agreement import agreement
-from measuring import Row, in_turn, options, ratio, report
+from measuring import Row, as_script, in_turn, options, ratio, report
 from torch import Tensor
 
 from bdia_exp.cli.configs import settings
@@ -121,10 +121,12 @@ def in_loop(net: Any, made: Any, seeds: Sequence[int], steps: int) -> Tensor:
     return ((x / 2 + 0.5).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
-def ours(model: Any, method: Method, texts: Texts | None, given: Any) -> Tensor:
-    grid = method.grid(given.steps, model.schedule)
+def ours(
+    model: Any, method: Method, texts: Texts | None, seeds: Sequence[int], steps: int
+) -> Tensor:
+    grid = method.grid(steps, model.schedule)
     job = Job(model, method.sampler, grid, None, texts, "cpu")
-    states = job.sample(range(given.batch), lambda: None).states
+    states = job.sample(seeds, lambda: None).states
     assert states is not None
     return model.decode(states)
 
@@ -133,13 +135,12 @@ def of_pixels(given: Any, running: Running) -> Iterator[Row]:
     net, our_net = pixel_network(given.ddpm)
     net.to(given.device)
     model = DDPM(running.ready(our_net, running.body), linear_vp(), {}, running)
-    seeds = range(given.batch)
+    seeds = range(given.batch or 16)
     for name, method in METHODS.items():
         run = in_pipeline if name == "DDIM" else in_loop
         other = partial(run, net, scheduler(method, LINEAR), seeds, given.steps)
-        yield compared(
-            f"pixels, {name}", other, partial(ours, model, method, None, given), given.rounds
-        )
+        our = partial(ours, model, method, None, seeds, given.steps)
+        yield compared(f"pixels, {name}", other, our, given.rounds)
 
 
 def of_latents(given: Any) -> Iterator[Row]:
@@ -148,10 +149,8 @@ def of_latents(given: Any) -> Iterator[Row]:
     words = ["model=sd15", "model.checkpoint=random:0"] if given.sd else ["model=tiny-sd"]
     plain, asked = (settings("sample", [*words, *how]) for how in ([], given.how))
     usual, model = plain.load(given.device), asked.load(given.device)
-    noises = [
-        torch.randn(model.shape, generator=torch.Generator().manual_seed(k))
-        for k in range(given.batch)
-    ]
+    seeds = range(given.batch or 2)
+    noises = [torch.randn(model.shape, generator=torch.Generator().manual_seed(k)) for k in seeds]
     for name, method in METHODS.items():
         pipeline = StableDiffusionPipeline(
             **usual.parts,
@@ -166,7 +165,7 @@ def of_latents(given: Any) -> Iterator[Row]:
 
         def other(pipeline: Any = pipeline) -> Tensor:
             images = pipeline(
-                [PROMPT] * given.batch,
+                [PROMPT] * len(seeds),
                 latents=torch.stack(noises).to(given.device),
                 guidance_scale=GUIDANCE,
                 num_inference_steps=given.steps,
@@ -177,7 +176,7 @@ def of_latents(given: Any) -> Iterator[Row]:
             return torch.from_numpy((images * 255).astype("uint8")).movedim(-1, 1)
 
         texts = Texts(prompts.of_text(PROMPT), GUIDANCE)
-        our = partial(ours, model, method, texts, given)
+        our = partial(ours, model, method, texts, seeds, given.steps)
         yield compared(f"latents, {name}", other, our, given.rounds)
 
 
@@ -185,7 +184,12 @@ def compared(name: str, other: Callable[[], Tensor], our: Callable[[], Tensor], 
     """How the images agree, and the ratio of the times."""
     images = [other(), our()]  # also compiles, and chooses kernels
     times = in_turn({"theirs": other, "ours": our}, rounds)
-    return {"case": name, **agreement(*images), **ratio(times["theirs"], times["ours"])}
+    return {
+        "case": name,
+        "images": len(images[0]),
+        **agreement(*images),
+        **ratio(times["theirs"], times["ours"]),
+    }
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -193,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--ddpm", action="store_true", help="DDPM's CIFAR-10 network")
     parser.add_argument("--sd", action="store_true", help="Stable Diffusion 1.5's networks")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, help="default: 16 of pixels, 2 of latents")
     parser.add_argument("--steps", type=int, default=10, choices=range(2, MOST_STEPS + 1))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("how", nargs="*", help="dtype=bfloat16 compile=default graphs=auto …")
@@ -203,8 +207,8 @@ def main(words: Sequence[str] | None = None) -> None:
         *([] if given.sd else of_pixels(given, running)),
         *([] if given.ddpm else of_latents(given)),
     ]
-    report("against_diffusers", rows, given.out, how=given.how, batch=given.batch)
+    report("against_diffusers", rows, given.out, how=given.how, steps=given.steps)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

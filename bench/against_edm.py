@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from agreement import agreement, agrees
-from measuring import Row, in_turn, options, ratio, report
+from measuring import Row, as_script, in_turn, options, ratio, report
 from torch import Tensor, nn
 
 from bdia_exp.cli.configs import settings
@@ -137,4 +137,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

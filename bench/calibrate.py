@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import options, report, seconds
+from measuring import as_script, options, report, seconds
 
 from bdia_exp import dist
 from bdia_exp.cli.configs import settings
@@ -78,4 +78,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

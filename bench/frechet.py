@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from measuring import in_turn, options, ratio, report
+from measuring import as_script, in_turn, options, ratio, report
 
 from bdia_exp.metrics.frechet import BLOCKS, frechet_distance, frechet_distances, rank, root
 from bdia_exp.metrics.moments import Statistics
@@ -68,4 +68,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

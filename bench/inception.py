@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import in_turn, options, ratio, report
+from measuring import as_script, in_turn, options, ratio, report
 from torch import Tensor
 
 from bdia_exp.metrics.frechet import frechet_distance
@@ -97,4 +97,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -8,7 +8,7 @@ for one sampler alone, and for the paired difference of two.
 """
 
 import numpy as np
-from measuring import Row, options, report
+from measuring import Row, as_script, options, report
 
 from bdia_exp.metrics.frechet import BLOCKS, frechet_distance, frechet_distances
 from bdia_exp.metrics.moments import Statistics
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -11,7 +11,7 @@ the machine slows some rounds, seldom all.
 import time
 
 import torch
-from measuring import options, report
+from measuring import as_script, options, report
 
 from bdia_exp.models.edm import EDM, load
 from bdia_exp.samplers.schedules import edm
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bdia_exp.errors import UserError
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.store import records
 
@@ -24,6 +26,14 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="folder in which the results are written as JSON")
     return parser
+
+
+def as_script(main: Callable[[], None]) -> None:
+    """Runs a script; what a user can cause ends it with one sentence."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import torch
-from measuring import options, report
+from measuring import as_script, options, report
 from tqdm import tqdm
 
 from bdia_exp.cli.configs import settings
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from agreement import agreement
-from measuring import Row, options, report
+from measuring import Row, as_script, options, report
 from torch import Tensor
 from tqdm import tqdm
 
@@ -73,4 +73,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
-from measuring import Row, options, report, seconds
+from measuring import Row, as_script, options, report, seconds
 
 from bdia_exp import dist
 from bdia_exp.cli.configs import settings
@@ -64,4 +64,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from statistics import median
 
-from measuring import options, report
+from measuring import as_script, options, report
 
 TORCH = 'python -c "import torch"'
 ROWS = {
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

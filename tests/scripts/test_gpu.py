@@ -20,24 +20,26 @@ def run(tmp_path):
 
 
 def test_a_part_that_is_done_is_not_run_again(run, tmp_path):
-    first, second = run(ONLY="edm"), run(ONLY="edm")
+    first, second = (run(ONLY="calibrate", PYTHON="true") for _ in range(2))
     assert first.returncode == second.returncode == 0
-    assert "== edm\nno checkout of NVlabs/edm is given" in first.stdout
-    assert "== edm: done before" in second.stdout
-    assert [file.name for file in (tmp_path / "out/done").iterdir()] == ["edm"]
+    assert "== calibrate: done before" not in first.stdout
+    assert "== calibrate: done before" in second.stdout
+    assert [file.name for file in (tmp_path / "out/done").iterdir()] == ["calibrate"]
     assert first.stdout.count(": skipped") == 8
 
 
 def test_a_part_that_fails_is_named_and_the_others_run(run, tmp_path):
-    done = run(SKIP="tests fixed precision diffusers sd train-fashion train-cifar10")
+    done = run(SKIP="tests fixed precision diffusers edm train-cifar10", FASHION="/nowhere.npz")
     assert done.returncode == 1
-    assert "failed: calibrate (logs in" in done.stdout
-    assert (tmp_path / "out/done/edm").exists()
-    assert not (tmp_path / "out/done/calibrate").exists()
+    assert "failed: sd calibrate (logs in" in done.stdout
+    assert "== train-fashion\n/nowhere.npz is missing" in done.stdout
+    assert not [*(tmp_path / "out/done").iterdir()]
     assert (tmp_path / "out/calibrate.log").exists()
 
 
-def test_missing_data_leave_a_training_out(run):
-    done = run(ONLY="train-fashion", FASHION="/nowhere/train.npz")
+def test_what_lacks_something_is_left_out_and_not_marked(run, tmp_path):
+    done = run(ONLY="edm train-fashion", FASHION="/nowhere.npz")
     assert done.returncode == 0
-    assert "/nowhere/train.npz is missing" in done.stdout
+    assert "/nowhere.npz is missing" in done.stdout
+    assert "no checkout of NVlabs/edm is given" in done.stdout
+    assert not [*(tmp_path / "out/done").iterdir()]

@@ -28,8 +28,6 @@ MOST_AT_A_TIME = 1 << 16
 """The largest batch, and the largest number of images on a sheet or strip."""
 
 
-HOW = ("dtype", "compile", "graphs", "tf32")
-"""The keys that say how a network is run, beside the device."""
 OWN: Choice[Callable[..., Model]] = Choice(
     "own", {"_target_": "bdia_exp.models.langevin.own", "_partial_": True}, langevin.own
 )
@@ -70,15 +68,20 @@ class Solving(Asked):
         return self.diffusion.make(self.model.make(**self.how(device)))
 
     def how(self, device: str) -> dict[str, Any]:
-        """How the network is run: the arguments of `Running`."""
-        return {"device": device, **{key: getattr(self, key) for key in HOW}}
+        """How the network is run: the arguments of `Running`, without those that are usual."""
+        return {"device": device, **self._with_unusual("compile", "graphs", "tf32")}
 
     @property
     def rounding(self) -> dict[str, Any]:
-        """What of this changes the network's rounding: dtype, and others that are not usual."""
-        others = {key: getattr(self, key) for key in ("compile", "tf32")}
-        unusual = {key: value for key, value in others.items() if value != getattr(Solving, key)}
-        return {"dtype": self.dtype, **unusual}
+        """What of this changes the network's rounding, without what is usual."""
+        return self._with_unusual("compile", "tf32")
+
+    def _with_unusual(self, *keys: str) -> dict[str, Any]:
+        """The dtype, and those of the keys that do not have their default."""
+        values = {key: getattr(self, key) for key in keys}
+        return {"dtype": self.dtype} | {
+            key: value for key, value in values.items() if value != getattr(Solving, key)
+        }
 
     def check(self) -> None:
         super().check()

@@ -243,9 +243,8 @@ class DDPM:
 def load(checkpoint: str, *, network: Mapping, **how: Any) -> DDPM:
     """A checkpoint in PNDM's, DDIM's or diffusers' layout, ready to sample.
 
-    `network` contains `DDPMUNet`'s arguments, because these files do not. `how` are the arguments
-    of `Running`: device, dtype, …. The state is always float64. With device="meta" the network has
-    no weights, and the checkpoint need not exist.
+    `network` has `DDPMUNet`'s arguments, as these files do not; `how` are those of `Running`. With
+    device="meta" the network has no weights, and the checkpoint need not exist.
 
     Raises UserError if the file is missing or damaged, or is of another network.
     """

@@ -16,7 +16,7 @@ OVERRIDES ?=
 RUNS  ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo studies test test-quick test-faults lint format check train train-mini-sd features data cifar10 coco bench clean
+.PHONY: help setup demo studies test test-quick test-faults lint format check train train-mini-sd features data cifar10 coco bench gpu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,13 +111,18 @@ train-mini-sd: data  ## Train the bundled text-to-image model, or continue its t
 features: data  ## Train the bundled classifier and compute the reference statistics
 	$(BIN)/python scripts/train_features.py --config configs/training/fashion_features.yaml
 
-bench: $(READY)  ## Measure speed and memory, as ratios
-	$(BIN)/python bench/layout.py
-	$(BIN)/python bench/processes.py
-	$(BIN)/python bench/overlap.py
-	$(BIN)/python bench/memory.py
+# A checkout of NVlabs/edm that you have: make bench EDM=../edm
+EDM ?=
+BENCH := layout processes overlap memory startup intervals precision against_diffusers frechet inception sampling calibrate
+bench: $(READY)  ## Measure speed and memory, as ratios, into results/bench (hours on a CPU; EDM=checkout of NVlabs/edm)
+	for name in $(BENCH); do $(BIN)/python bench/$$name.py --out results/bench || exit; done
 	$(BIN)/python bench/run_memory.py
-	$(BIN)/python bench/startup.py
+	$(if $(EDM),$(BIN)/python bench/against_edm.py --edm $(EDM) --out results/bench)
+
+DEVICE ?= cuda
+TINY   ?=
+gpu: $(READY)  ## Everything that waits for a GPU (scripts/gpu.sh); DEVICE=cpu TINY=1 tries the script on a CPU
+	DEVICE=$(DEVICE) TINY=$(TINY) EDM=$(EDM) PYTHON=$(BIN)/python scripts/gpu.sh
 
 clean:  ## Remove the virtual environment and every run
 	rm -rf $(VENV) runs

@@ -10,18 +10,20 @@ ROWS = 16
 this many rows, but different bits (by 1e-7) in smaller batches (tests/test_batching.py)."""
 
 
-def in_full_rows(function: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
-    """function(x, *others), evaluated on a batch padded to a multiple of ROWS; padding is removed.
+def in_full_rows(
+    function: Callable[..., Tensor], x: Tensor, *others: Tensor | None, rows: int | None = None
+) -> Tensor:
+    """function(x, *others) on a batch padded to a multiple of `rows` (ROWS); padding is removed.
 
     Arguments that are None or have another number of rows than x are passed unchanged.
     """
     count = x.shape[0]
-    missing = -count % ROWS
+    missing = -count % (rows or ROWS)
     if not missing:
         return function(x, *others)
 
     def pad(y: Tensor | None) -> Tensor | None:
-        if y is None or y.shape[0] != count:
+        if y is None or y.shape[:1] != x.shape[:1]:
             return y
         return torch.cat([y, y[-1:].expand(missing, *y.shape[1:])])
 

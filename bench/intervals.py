@@ -1,6 +1,6 @@
 """How wide the intervals of a FID are, and how wide they should be, on Gaussians.
 
-    python bench/intervals.py
+    python bench/intervals.py [--out FOLDER]
 
 For each number of images: the half-width that the spread of 60 measured FIDs needs, the mean
 half-width that `report.statistics` gives, and the share of the intervals that contain the mean FID;
@@ -8,10 +8,10 @@ for one sampler alone, and for the paired difference of two.
 """
 
 import numpy as np
+from measuring import Row, as_script, options, report
 
 from bdia_exp.metrics.frechet import BLOCKS, frechet_distance, frechet_distances
 from bdia_exp.metrics.moments import Statistics
-from bdia_exp.report.markdown import markdown_table
 from bdia_exp.report.statistics import Interval, difference, interval
 
 DIM, RUNS = 64, 60
@@ -30,15 +30,22 @@ def scores(features: np.ndarray) -> tuple[float, list[float]]:
     return frechet_distance(moments(features), REFERENCE), frechet_distances(parts, REFERENCE)
 
 
-def row(images: int, what: str, found: list[Interval]) -> list[str]:
+def row(images: int, what: str, found: list[Interval]) -> Row:
     values = np.array([one.value for one in found])
     halves = np.array([one.half_width for one in found])
     covered = np.mean(abs(values - values.mean()) <= halves)
     needed = 1.96 * values.std(ddof=1)
-    return [f"{images:,}", what, f"{needed:.4f}", f"{halves.mean():.4f}", f"{100 * covered:.0f} %"]
+    return {
+        "images": images,
+        "of": what,
+        "half-width needed": float(needed),
+        "given": float(halves.mean()),
+        "contain the mean, %": float(100 * covered),
+    }
 
 
 def main() -> None:
+    given = options(__doc__).parse_args()
     rng, rows = np.random.default_rng(0), []
     for images in (300, 1000, 5000):
         alone, paired = [], []
@@ -49,8 +56,8 @@ def main() -> None:
             alone.append(interval(*a))
             paired.append(difference(*a, *b))
         rows += [row(images, "FID", alone), row(images, "paired difference", paired)]
-    print(markdown_table(["images", "of", "half-width needed", "given", "contain the mean"], rows))
+    report("intervals", rows, given.out)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed of the bundled model as ratios: memory layout, dtype and threads, measured in turn.
 
-    python bench/layout.py
+    python bench/layout.py [--out FOLDER]
 
 Each figure is the images/s of one network evaluation at batch 64, divided by that of the first row.
 The rows are measured in turn for several rounds, and the best round of each counts: other work on
@@ -11,6 +11,7 @@ the machine slows some rounds, seldom all.
 import time
 
 import torch
+from measuring import as_script, options, report
 
 from bdia_exp.models.edm import EDM, load
 from bdia_exp.samplers.schedules import edm
@@ -39,15 +40,16 @@ def speed(model: EDM, layout, dtype, threads: int) -> float:
 
 
 def main() -> None:
+    given = options(__doc__).parse_args()
     model = load("bundled:fashion_mini.safetensors")
     best = dict.fromkeys(ROWS, 0.0)
     for _ in range(5):
         for name, how in ROWS.items():
             best[name] = max(best[name], speed(model, *how))
     first = best[next(iter(ROWS))]
-    for name, value in best.items():
-        print(f"{name:36} {value / first:5.2f}")
+    rows = [{"how": name, "ratio of speed": value / first} for name, value in best.items()]
+    report("layout", rows, given.out)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

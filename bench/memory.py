@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Memory of networks as a ratio: measured peak to estimated peak (models/estimates.py).
 
-    python bench/memory.py [cpu | cuda]
+    python bench/memory.py [--device cuda] [--out FOLDER]
 
 The networks have the published sizes, in float32, with random weights. Weights are not counted.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from measuring import as_script, options, report
 from torch import Tensor, nn
 from torch.profiler import profile
 
@@ -71,16 +71,21 @@ def real(function: Callable[[], object], device: str) -> int:
     return peak
 
 
-def main(device: str = "cpu") -> None:
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    given = parser.parse_args()
+    device, rows = given.device, []
     for name, net, call, given in cases():
         net = net.eval().requires_grad_(False).to(device)
         inputs = [x.to(device) for x in given]
         taken = real(lambda net=net, call=call, inputs=inputs: call(net, *inputs), device)
         net, inputs = net.to("meta"), [x.to("meta") for x in inputs]
         work = measure(lambda net=net, call=call, inputs=inputs: call(net, *inputs))
-        ratio = taken / work.peak
-        print(f"{name:25} {work.peak / 1e6:7,.0f} MB estimated, took {ratio:.2f} times that")
+        megabytes, ratio = round(work.peak / 1e6), taken / work.peak
+        rows.append({"network": name, "estimated, MB": megabytes, "measured to estimated": ratio})
+    report("memory", rows, given.out)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    as_script(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The gain from decoding and writing in a separate thread, as ratios of time.
 
-    python bench/overlap.py
+    python bench/overlap.py [--out FOLDER]
 
 The tiny Stable Diffusion makes 16 images of 256×256 pixels, one thread per operation: sampling
 alone, decoding and writing alone, one after the other, both at once (as `bdia-exp sample` does). At
@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import torch
+from measuring import as_script, options, report
 from tqdm import tqdm
 
 from bdia_exp.cli.configs import settings
@@ -46,7 +47,9 @@ class InTurn:
 def seconds(job: Job, save: str, executor: type, latents: Path | None = None) -> float:
     """Seconds that a stream takes; with `latents`, the end states are read from that folder."""
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
-        places = Places.of(latents or Path(folder), save, decode=save != "latents")
+        root = latents or Path(folder)
+        asked = settings("sample", [*WORDS, f"save={save}", f"out={root}"])
+        places = Places.of(root, asked)
         usual, sampling.ThreadPoolExecutor = sampling.ThreadPoolExecutor, executor
         began = time.perf_counter()
         try:
@@ -60,6 +63,7 @@ def seconds(job: Job, save: str, executor: type, latents: Path | None = None) ->
 
 
 def main() -> None:
+    given = options(__doc__).parse_args()
     torch.set_num_threads(1)
     job = Job.of(settings("sample", WORDS), "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,9 +80,9 @@ def main() -> None:
             for name, run in rows.items():
                 best[name] = min(best[name], run())
     first = next(iter(best.values()))
-    for name, value in best.items():
-        print(f"{name:36} {value / first:5.2f}")
+    rows = [{"how": name, "ratio of time": value / first} for name, value in best.items()]
+    report("overlap", rows, given.out)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

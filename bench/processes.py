@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed of sampling as a ratio: two processes of one thread to one process of two threads.
 
-    python bench/processes.py
+    python bench/processes.py [--out FOLDER]
 
 Both sample the same 512 images, in turn, three rounds; the best round of each counts.
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from measuring import as_script, options, report
 
 JOB = ["sampler=edm", "nfe=9", "images=512", "save=none", "device=cpu"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -31,14 +33,15 @@ def speed(launcher: list[str], threads: str) -> float:
 
 
 def main() -> None:
+    given = options(__doc__).parse_args()
     best = dict.fromkeys(ROWS, 0.0)
     for _ in range(3):
         for name, (launcher, threads) in ROWS.items():
             best[name] = max(best[name], speed(launcher, threads))
     first = best[next(iter(ROWS))]
-    for name, value in best.items():
-        print(f"{name:28} {value / first:5.2f}")
+    rows = [{"how": name, "ratio of speed": value / first} for name, value in best.items()]
+    report("processes", rows, given.out)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Start-up of the command line: seconds, and ratios to `python -c "import torch"`.
 
-    python bench/startup.py [ROUNDS]
+    python bench/startup.py [--rounds 5] [--out FOLDER]
 
-The rows are run in turn, ROUNDS times (default 5). Printed is the median wall time, one thread.
+The rows are run in turn. Printed is the median wall time, one thread.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from statistics import median
+
+from measuring import as_script, options, report
 
 TORCH = 'python -c "import torch"'
 ROWS = {
@@ -33,17 +35,19 @@ def seconds(words: list[str], folder: str) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
     taken: dict[str, list[float]] = {name: [] for name in ROWS}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
+        for _ in range(given.rounds):
             for name, words in ROWS.items():
                 taken[name].append(seconds(words, folder))
     torch = median(taken[TORCH])
-    print(f"{'':38} seconds  ratio")
-    for name, times in taken.items():
-        print(f"{name:38} {median(times):7.2f}  {median(times) / torch:5.2f}")
+    middle = {name: median(times) for name, times in taken.items()}
+    rows = [{"command": k, "seconds": v, "ratio": v / torch} for k, v in middle.items()]
+    report("startup", rows, given.out)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -81,7 +81,7 @@ class Prepared:
 
     def __init__(self) -> None:
         asked = settings("sample", ["model=fashion_mini"])
-        self.model: Model = asked.model.make(device="cpu", dtype=asked.dtype)
+        self.model: Model = asked.model.make(**asked.how("cpu"))
         self.fines: dict[tuple, Fine] = {}
 
     def job(self, words: Iterable[str], nfe: int) -> tuple[Sampling, Job]:

@@ -17,7 +17,7 @@ compose = partial(settings, "sample")
 
 def reproduce(experiment: dict, out: Path | None, compose=compose, **changes) -> dict:
     asked = {"limit": None, "cells": None, "repeats": None, "report": None, "overrides": None}
-    asked |= {"batch": 64, "device": "cpu", "dry_run": False, "tflops": 30.0} | changes
+    asked |= {"batch": 64, "device": "cpu", "dry_run": False, "tflops": None} | changes
     return reproduced(Reproducing(experiment=experiment, out=out and str(out), **asked), compose)
 
 

@@ -101,7 +101,8 @@ def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> No
 
     An infinite number is accepted only where the default is infinite. Raises UserError.
     """
-    known, hints = inspect.signature(function).parameters, hints_of(function)
+    parameters, hints = inspect.signature(function).parameters, hints_of(function)
+    known = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     for key, value in arguments.items():
         name = prefix + as_key(key)
         if key not in known:

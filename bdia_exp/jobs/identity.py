@@ -188,7 +188,7 @@ def automatic(asked: Solving) -> Path:
 
     The classes and the prompts of a run do not change its name.
     """
-    settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, "dtype": asked.dtype}
+    settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, **asked.rounding}
     named = coefficients.file_of(asked.sampler.config) or ("", "")
     settings["coefficients"] = [coefficients.USUAL, *named]
     if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):

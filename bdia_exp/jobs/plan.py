@@ -7,6 +7,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import sources_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.identity import files_of
+from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.scoring import NO_REFERENCE
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.moments import Statistics
@@ -48,12 +49,12 @@ class Costs:
         return sampling, decoding
 
 
-def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops: float) -> str:
+def described(title: str, plan: list[Run], todo: set[int], costs: Costs, pace: Pace) -> str:
     """The plan as text: every cell, its state, and the cost of its runs in `todo`."""
 
     def hours(runs: list[Run]) -> str:
         flops = sum(costs.flops(runs) or ())
-        return f", {_hours(flops, tflops)} GPU hours" if flops else ""
+        return f", {_hours(flops, pace)} GPU hours" if flops else ""
 
     left = [plan[i] for i in sorted(todo)]
     by_cell: dict[str, list[int]] = {}
@@ -73,23 +74,23 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, tflops:
         cost = f"{sum(r.evaluations for r in runs):13,} evaluations{hours(runs)}" if runs else ""
         lines.append(f"  {state:12} {name:{width}} {cost}".rstrip())
     if flops := costs.flops(left):
-        lines += _speed(*flops, tflops)
+        lines += _speed(*flops, pace)
     return "\n".join(lines + _memory(left, costs) + _disk(left, costs))
 
 
-def _hours(flops: float, tflops: float) -> str:
-    number = flops / tflops / 1e12 / 3600
+def _hours(flops: float, pace: Pace) -> str:
+    number = flops / pace.tflops / 1e12 / 3600
     return f"{number:,.1f}" if number >= 0.1 else "under 0.1"
 
 
-def _speed(sampling: float, decoding: float, tflops: float) -> list[str]:
+def _speed(sampling: float, decoding: float, pace: Pace) -> list[str]:
     """The GPU hours of sampling and of decoding."""
     if not sampling:
         return []
     of = "sampling alone"
     if decoding:
-        of = f"sampling {_hours(sampling, tflops)}, decoding {_hours(decoding, tflops)}"
-    return [f"  GPU hours: {of}, at {tflops:g} TFLOP/s sustained (tflops=)"]
+        of = f"sampling {_hours(sampling, pace)}, decoding {_hours(decoding, pace)}"
+    return [f"  GPU hours: {of}, at {pace.tflops:.6g} TFLOP/s sustained ({pace.source})"]
 
 
 def _memory(runs: list[Run], costs: Costs) -> list[str]:

@@ -108,19 +108,20 @@ def _density(name: str, count: int) -> Problem:
 
 
 def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
-    model: Model = asked.model.make(device=device, dtype=asked.dtype)
+    model: Model = asked.model.make(**asked.how(device))
     rng = Generators(range(count))
     rng.randn(model.shape)  # a seed gives its noise, then its label
     labels = rng.randint(model.num_classes) if model.num_classes else None
+    how = ", ".join(f"{key}={value}" for key, value in asked.rounding.items())
     described = {key: model.provenance[key] for key in ("description",) if key in model.provenance}
     return Problem(
         label,
-        f"the model {label}, dtype={asked.dtype} of the network, labels of the seeds",
+        f"the model {label}, {how} of the network, labels of the seeds",
         count,
         {
             "problem": label,
             "model": asked.model.config,
-            "dtype": asked.dtype,
+            **asked.rounding,
             "checkpoint_sha256": model.provenance["sha256"],
             **described,
             "count": count,

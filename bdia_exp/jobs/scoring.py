@@ -1,7 +1,10 @@
 """Makes a scorer from settings, and scores a set of images."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +17,7 @@ from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.measured import ABOUT, Known
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
-from bdia_exp.sources import checkpoints
+from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 from bdia_exp.store.records import Record
@@ -47,9 +50,7 @@ def scorer_of(
         return score
     keep = bool({"kid", "prc"} & {*score.metrics})
     real = Score(extractor, None, keep=keep, blocks=1, resize=asked.resize)
-    found = image_set(str(path))
-    score_set(real, found, len(found), batch)
-    score.compare_with(real.statistics())
+    score.compare_with(_of_reference(real, image_set(str(path)), batch))
     return score
 
 
@@ -85,6 +86,51 @@ def require_statistics(reference: str | None) -> Path:
             "their statistics with `bdia-exp reference IMAGES out=FILE`, and give reference=FILE"
         )
     return path
+
+
+CONVENTIONS = 1
+"""The version of how images become features: part of the names of the statistics in the cache."""
+
+
+def _of_reference(real: Score, found: ImageSet, batch: int) -> Statistics:
+    """The statistics of a reference set, from the cache if it has those of the same content.
+
+    Else they are computed, and kept there if it can be written.
+    """
+    path, known = None, None
+    if dist.rank() == 0:
+        extractor = real.extractor
+        about = [
+            CONVENTIONS,
+            found.sha256(),
+            extractor.sha256,
+            real.resize,
+            real.samples is not None,
+        ]
+        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        path = fetch.cache() / "references" / f"{extractor.name}-{digest}.npz"
+        known = _kept(path)
+    known = dist.broadcast(known)
+    if known is not None:
+        for note in (known.meta or {}).get("notes", []):
+            say(f"note: {found.path}: {note}")
+        return known
+    notes = score_set(real, found, len(found), batch)
+    made = real.statistics()
+    if path:
+        try:
+            replace(made, meta={**(made.meta or {}), "notes": notes}).save(path)
+        except UserError as error:
+            say(f"note: the statistics of {found.path} are not kept for the next run: {error}")
+    return made
+
+
+def _kept(path: Path) -> Statistics | None:
+    """The statistics in a file of the cache; None if it is not there or is damaged."""
+    try:
+        return Statistics.load(path)
+    except UserError:
+        return None
 
 
 def score_set(

@@ -14,6 +14,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model, langevin
+from bdia_exp.models.running import Running
 from bdia_exp.samplers.core import Grid, Sampler
 from bdia_exp.samplers.cost import MOST as MOST_STEPS
 from bdia_exp.samplers.weights import OBELM, as_number
@@ -50,6 +51,9 @@ class Solving(Asked):
     guidance: float | None = None
     """None without a text; with one, None becomes `usual_guidance`."""
     dtype: str = "auto"
+    compile: str = "off"
+    graphs: str = "off"
+    tf32: bool = False
     diffusion: Choice[Callable[..., Model]] = OWN
 
     usual_guidance: ClassVar[float]
@@ -65,18 +69,34 @@ class Solving(Asked):
 
     def load(self, device: str) -> Model:
         """The model on a device, as a model of the diffusion. Raises UserError if there is none."""
-        return self.diffusion.make(self.model.make(device=device, dtype=self.dtype))
+        return self.diffusion.make(self.model.make(**self.how(device)))
+
+    def how(self, device: str) -> dict[str, Any]:
+        """How the network is run: the arguments of `Running`, without those that are usual."""
+        return {"device": device, **self._with_unusual("compile", "graphs", "tf32")}
+
+    @property
+    def rounding(self) -> dict[str, Any]:
+        """What of this changes the network's rounding, without what is usual."""
+        return self._with_unusual("compile", "tf32")
+
+    def _with_unusual(self, *keys: str) -> dict[str, Any]:
+        """The dtype, and those of the keys that do not have their default."""
+        values = {key: getattr(self, key) for key in keys}
+        return {"dtype": self.dtype} | {
+            key: value for key, value in values.items() if value != getattr(Solving, key)
+        }
 
     def check(self) -> None:
         super().check()
         positive("nfe", max(self.nfe, 1), MOST_STEPS)  # a sampler has its own least number
-        one_of("dtype", self.dtype, ["auto", "float32", "float16", "bfloat16"])
+        Running(**self.how("cpu"))
         require_gammas(self.sampler.config)
 
     @property
     def unused(self) -> set[str]:
-        """The fields that have no effect, because another field is not given."""
-        return set() if self.has_text else {"guidance"}
+        """The fields that change no image, some because another field is not given."""
+        return {"graphs"} if self.has_text else {"graphs", "guidance"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ from bdia_exp.metrics.moments import Statistics
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), in the features' units squared [EDM fid].
 
-    (Σ_a Σ_b)^½ has the trace of (Σ_a^½ Σ_b Σ_a^½)^½, that is, the sum of the singular values of
-    Σ_a^½ Σ_b^½. Two symmetric eigenvalue problems and one singular value problem, all well
-    conditioned, are enough. No square root of an unsymmetric matrix is needed, and the distance
-    is finite for a singular covariance (`rank` detects one).
+    With Σ = R Rᵀ, (Σ_a Σ_b)^½ has the trace of (R_bᵀ R_a R_aᵀ R_b)^½, that is, the sum of the
+    singular values of R_aᵀ R_b: well-conditioned problems, without a square root of an unsymmetric
+    matrix. The distance is finite for a singular covariance (`rank` detects one).
 
     Raises UserError if the dimensions differ, or if a set has too few images for a covariance of
     full rank (count ≤ D), or if the distance is not finite.
@@ -23,15 +22,21 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
         raise UserError(f"FID compares features of one kind, not of {a.dim} and {b.dim} dimensions")
     for stats in (a, b):
         require_enough(stats.count, stats.dim)
-    va, va_axes = np.linalg.eigh(a.cov)
-    vb, vb_axes = np.linalg.eigh(b.cov)
-    va, vb = va.clip(0), vb.clip(0)  # rounding can leave −1e-17
-    root = np.sqrt(va)[:, None] * (va_axes.T @ vb_axes) * np.sqrt(vb)  # Σ_a^½ Σ_b^½, in their axes
-    overlap = np.linalg.svd(root, compute_uv=False).sum()
-    distance = np.square(a.mean - b.mean).sum() + va.sum() + vb.sum() - 2 * overlap
+    overlap = np.linalg.svd(root(a.cov).T @ root(b.cov), compute_uv=False).sum()
+    distance = np.square(a.mean - b.mean).sum() + a.cov.trace() + b.cov.trace() - 2 * overlap
     if not np.isfinite(distance):
         raise UserError("FID is not a finite number: the features or the statistics are wrong")
     return max(float(distance), 0.0)
+
+
+def root(cov: np.ndarray) -> np.ndarray:
+    """A matrix R with R Rᵀ = cov, [D, D]: Cholesky's; of a singular covariance one from its axes,
+    where eigenvalues below 0, which rounding leaves, count as 0."""
+    try:
+        return np.linalg.cholesky(cov)
+    except np.linalg.LinAlgError:
+        values, axes = np.linalg.eigh(cov)
+        return axes * np.sqrt(values.clip(0))
 
 
 BLOCKS = 20
@@ -41,17 +46,16 @@ BLOCKS = 20
 def frechet_distances(many: Iterable[Statistics], b: Statistics) -> list[float]:
     """`frechet_distance` of many sets from one, for their differences: not clipped at 0.
 
-    Each needs one eigenvalue problem, that of Σ_b^½ Σ_a Σ_b^½. Its rounding errors are larger, up
-    to 1e-6 of the trace, but nearly equal for similar sets.
+    Each needs one eigenvalue problem, that of Rᵀ Σ_a R with Σ_b = R Rᵀ. Its rounding errors are
+    larger, up to 1e-6 of the trace, but nearly equal for similar sets.
     """
-    values, axes = np.linalg.eigh(b.cov)
-    root = (axes * np.sqrt(values.clip(0))) @ axes.T
+    of_b = root(b.cov)
     return [
         float(
             np.square(a.mean - b.mean).sum()
             + a.cov.trace()
             + b.cov.trace()
-            - 2 * np.sqrt(np.linalg.eigvalsh(root @ a.cov @ root).clip(0)).sum()
+            - 2 * np.sqrt(np.linalg.eigvalsh(of_b.T @ a.cov @ of_b).clip(0)).sum()
         )
         for a in many
     ]

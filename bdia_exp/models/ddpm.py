@@ -4,15 +4,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdia_exp.batching import in_full_rows
 from bdia_exp.models import Condition, at_vp_level, descriptions, parameter_count, starting_noise
 from bdia_exp.models.descriptions import require_halvings
-from bdia_exp.models.running import dtype_of, ready
+from bdia_exp.models.running import Running, number
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.seeds import Generators
@@ -207,8 +207,15 @@ class DDPM:
     num_classes = 0
     takes_text = False
 
-    def __init__(self, net: DDPMUNet, schedule: DiscreteVP, provenance: Mapping[str, object]):
+    def __init__(
+        self,
+        net: DDPMUNet,
+        schedule: DiscreteVP,
+        provenance: Mapping[str, object],
+        running: Running | None = None,
+    ):
         self.net, self.schedule, self.provenance = net, schedule, provenance
+        self._call = (running or Running()).caller(net)
         self.networks = {"U-Net": net}
         self.shape = (net.in_channels, net.image_size, net.image_size)
         self.image_shape = self.shape
@@ -221,9 +228,7 @@ class DDPM:
         def denoise(z: Tensor, level: Level) -> Estimate:
             known = at_vp_level(level, self.schedule)
             x = z * (known.alpha / level.alpha)
-            return Estimate(
-                level, z, in_full_rows(lambda x: self.net(x, known.time), x).to(z.dtype)
-            )
+            return Estimate(level, z, self._call(x, number(known.time, self.device)).to(z.dtype))
 
         return denoise
 
@@ -235,22 +240,22 @@ class DDPM:
         return images.to(self.device).double() / 127.5 - 1
 
 
-def load(checkpoint: str, *, network: Mapping, device: str = "cpu", dtype: str = "auto") -> DDPM:
+def load(checkpoint: str, *, network: Mapping, **how: Any) -> DDPM:
     """A checkpoint in PNDM's, DDIM's or diffusers' layout, ready to sample.
 
-    `network` contains `DDPMUNet`'s arguments, because these files do not. `dtype` is that of the
-    network's body: "auto" is float32; the state is always float64. With device="meta" the
-    network has no weights, and the checkpoint need not exist.
+    `network` has `DDPMUNet`'s arguments, as these files do not; `how` are those of `Running`. With
+    device="meta" the network has no weights, and the checkpoint need not exist.
 
     Raises UserError if the file is missing or damaged, or is of another network.
     """
+    running = Running(**how)
     net = descriptions.build(DDPMUNet, network, descriptions.DDPM, NEEDED, "model.network")
     provenance: dict[str, object] = {"parameters": parameter_count(net)}
-    if device != "meta":
+    if running.device != "meta":
         file = checkpoints.read(checkpoints.locate(checkpoint))
         checkpoints.load_into(net, replace(file, state=by_our_names(file.state)))
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
-    return DDPM(ready(net, device, dtype_of(dtype)), linear_vp(), provenance)
+    return DDPM(running.ready(net, running.body), linear_vp(), provenance, running)
 
 
 _FROM_DIFFUSERS = {

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError, brief
 from bdia_exp.models import Condition, descriptions, parameter_count, starting_noise
-from bdia_exp.models.running import dtype_of, ready
+from bdia_exp.models.running import Running, number
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
@@ -111,8 +110,15 @@ class EDM:
 
     takes_text = False
 
-    def __init__(self, net: EDMPrecond, schedule: DiscreteVP, provenance: Mapping[str, object]):
+    def __init__(
+        self,
+        net: EDMPrecond,
+        schedule: DiscreteVP,
+        provenance: Mapping[str, object],
+        running: Running | None = None,
+    ):
         self.net, self.provenance = net, provenance
+        self._call = (running or Running()).caller(net)
         self.schedule = DiscreteVP(schedule.abar, supported=(net.sigma_min, net.sigma_max))
         self.networks = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
@@ -135,7 +141,7 @@ class EDM:
                 )
             sigma = level.rho or max(SIGMA_AT_CLEAN, self.net.sigma_min)
             z_ve = z / level.alpha
-            x = in_full_rows(lambda x, *y: self.net(x, sigma, *y), z_ve, onehot).to(z.dtype)
+            x = self._call(z_ve, number(sigma, self.device), onehot).to(z.dtype)
             return Estimate(level, z, (z_ve - x) / sigma)
 
         return denoise
@@ -152,19 +158,19 @@ def load(
     checkpoint: str,
     *,
     network: dict[str, Any] | None = None,
-    device: str = "cpu",
-    dtype: str = "auto",
+    **how: Any,
 ) -> EDM:
     """An EDM checkpoint, ours (.safetensors) or NVIDIA's (.pkl), ready to sample.
 
-    `dtype` is that of the network's body: "auto" is the checkpoint's own choice (float32, or
-    float16 on CUDA if it says so); the state is always float64. `network` contains arguments of
-    `EDMPrecond` that the checkpoint must have. With device="meta" the network has no weights, and
-    the checkpoint need not exist if `network` is given.
+    `how` are the arguments of `Running`: device, dtype, …. dtype="auto" is the checkpoint's own
+    choice (float32, or float16 on CUDA if it says so); the state is always float64. `network`
+    contains arguments of `EDMPrecond` that the checkpoint must have. With device="meta" the network
+    has no weights, and the checkpoint need not exist if `network` is given.
 
     Raises UserError if the file is missing, damaged, not an EDM network, or not this one.
     """
-    on_meta = device == "meta"
+    running = Running(**how)
+    on_meta = running.device == "meta"
     file = None if on_meta and network else checkpoints.read(checkpoints.locate(checkpoint))
     if file and not file.config:
         raise UserError(
@@ -187,6 +193,6 @@ def load(
         provenance |= {"checkpoint": file.path.name, "sha256": file.sha256}
         if beside := checkpoints.description(checkpoint):
             provenance["description"] = checkpoints.sha256(checkpoints.locate(beside))
-    if dtype != "auto":
-        net.body_dtype = dtype_of(dtype)
-    return EDM(ready(net, device), linear_vp(), provenance)
+    if running.dtype != "auto":
+        net.body_dtype = running.body
+    return EDM(running.ready(net), linear_vp(), provenance, running)

@@ -1,27 +1,143 @@
-"""How a network is run: its device, the dtype of its body, its memory layout."""
+"""How a network is run: device, dtype, memory layout, compilation, CUDA graphs and TF32."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from bdia_exp import batching
+from bdia_exp.console import one_of
+from bdia_exp.errors import UserError, brief
+from bdia_exp.models.graphs import Graphed, copied
 
 Network = TypeVar("Network", bound=nn.Module)
 
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""The values of `compile` except off, and torch's names. `graphs` alone decides on CUDA graphs."""
 
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype with this name, such as bfloat16; "auto" is float32."""
-    return torch.float32 if name == "auto" else getattr(torch, name)
 
+@dataclass(frozen=True)
+class Running:
+    """How a network is run. The defaults are those of every earlier release.
 
-def ready(
-    net: Network, device: str, dtype: torch.dtype | None = None, *, channels_last: bool = True
-) -> Network:
-    """The network itself, on the device and for evaluation only: no dropout, no gradients.
+    device: "cpu", "cuda:0", …; on "meta" networks have no weights, and nothing is compiled.
+    dtype: that of the network's body; "auto" is float32, or what the checkpoint asks for.
+    compile: "off", "default" or "max-autotune" (which tries several kernels and takes the fastest).
+    graphs: "auto" replays an evaluation as a CUDA graph; on other devices it has no effect.
+    tf32: whether CUDA may round the factors of float32 products to 11 bits.
 
-    Its parameters are cast to `dtype` if it is given. Channels last is the faster layout for
-    convolutions, on CPUs too (bench/layout.py).
+    Raises UserError for an unknown value.
     """
-    net = nn.Module.to(net, device, dtype)  # diffusers' own `to` warns of a list that is empty
-    if channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    return net.eval().requires_grad_(False)
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    compile: str = "off"
+    graphs: str = "off"
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("compile", self.compile, ["off", *MODES])
+        one_of("graphs", self.graphs, ["off", "auto"])
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def body(self) -> torch.dtype:
+        """The dtype of a network's body; "auto" is float32."""
+        return torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    @property
+    def compiles(self) -> bool:
+        return self.compile != "off" and self.device != "meta"
+
+    @property
+    def uses_graphs(self) -> bool:
+        return self.graphs == "auto" and self.on_cuda
+
+    def ready(
+        self, net: Network, dtype: torch.dtype | None = None, *, channels_last: bool = True
+    ) -> Network:
+        """The network itself, on the device and for evaluation only: no dropout, no gradients.
+
+        Its parameters are cast to `dtype` if it is given. Channels last is the faster layout for
+        convolutions, on CPUs too (bench/layout.py). On CUDA, `tf32` is set for the whole process.
+        """
+        if self.on_cuda:
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        net = nn.Module.to(net, self.device, dtype)  # diffusers' own `to` warns of an empty list
+        if channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        return net.eval().requires_grad_(False)
+
+    def caller(
+        self, function: Callable[..., Tensor], rows: int | None = None, *, graphs: bool = True
+    ) -> Callable[..., Tensor]:
+        """A function of tensors, such as a network, that is run in this way.
+
+        Its first argument is a batch, padded to a multiple of `rows` (None: ROWS). Where kernels or
+        graphs are made for one shape, every batch is padded to the largest so far, so a smaller
+        last batch makes no new ones. With `graphs=False` there is no CUDA graph. The result raises
+        UserError if the function cannot be compiled.
+        """
+        graphed = graphs and self.uses_graphs
+        if self.compiles:
+            function = _compiled(function, self.compile)
+        if graphed:
+            function = Graphed(function)
+        return _Padded(function, rows, fixed=self.compiles or graphed)
+
+
+def number(value: float, device: torch.device) -> Tensor:
+    """A number as a float32 tensor [] on a device; CUDA does not wait for it."""
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
+class _Padded:
+    """A function of batches, padded to a multiple of `unit` rows, or to the largest so far."""
+
+    def __init__(self, function: Callable[..., Tensor], unit: int | None, *, fixed: bool):
+        self.function, self.unit, self.fixed = function, unit, fixed
+        self.largest = 0
+
+    def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        unit = self.unit or batching.ROWS
+        if self.fixed:
+            self.largest = unit = max(self.largest, len(x) + -len(x) % unit)
+        return batching.in_full_rows(self.function, x, *others, rows=unit)
+
+
+def _compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
+    """torch.compile's version of a function for fixed shapes; it is compiled at its first call.
+
+    It gives no gradients. A version is for tensors of inference mode, or for others, and for one
+    memory layout; so all inputs are copied to one kind.
+    """
+    compiled = torch.compile(function, mode=MODES[mode], dynamic=False)
+
+    def call(*inputs: Tensor | None) -> Tensor:
+        try:
+            with torch.inference_mode():
+                return compiled(*map(copied, inputs))
+        except RuntimeError as error:
+            if not _is_of_compiler(error):
+                raise
+            why = brief(str(error).strip().partition("\n")[0])
+            raise UserError(
+                f"compile={mode}: the network cannot be compiled here ({why}); PyTorch needs a C++ "
+                "compiler such as g++ (its path in CXX=) and, on a GPU, Triton; or leave compile= "
+                "out"
+            ) from None
+
+    return call
+
+
+def _is_of_compiler(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)

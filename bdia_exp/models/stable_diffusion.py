@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bdia_exp.errors import UserError
 from bdia_exp.models import Condition, Text, at_vp_level, parameter_count, sd_files, starting_noise
-from bdia_exp.models.running import dtype_of, ready
+from bdia_exp.models.running import Running, number
 from bdia_exp.models.sd_files import Description
 from bdia_exp.models.sd_parts import Origin, controlnet, require_control
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
@@ -48,6 +48,7 @@ class StableDiffusion:
         size: int,
         provenance: Mapping[str, object],
         control_scale: float = 1.0,
+        running: Running | None = None,
     ):
         self.parts: Mapping[str, Any] = parts
         self.networks = {TITLES[name]: net for name, net in parts.items()}
@@ -61,6 +62,11 @@ class StableDiffusion:
         self.device = next(parts["unet"].parameters()).device
         self.body = next(parts["unet"].parameters()).dtype
         self._empty: Tensor | None = None
+        how = running or Running()
+        self._network = how.caller(self._unet, 1)
+        self._texts, self._pixels, self._latents = (
+            how.caller(part, 1, graphs=False) for part in (self._encoded, self._decoded, self._mode)
+        )
 
     def start(self, rng: Generators, level: Level) -> Tensor:
         return starting_noise(rng, self.shape, level).to(self.device)
@@ -89,7 +95,8 @@ class StableDiffusion:
             together = 1 if self.device.type == "cpu" else len(z)
 
             def network(x: Tensor, embedding: Tensor, shown: Tensor | None = None) -> Tensor:
-                return self._unet(x, known.time, embedding, shown).to(z.dtype)
+                time = number(known.time, self.device)
+                return self._network(x, time, embedding, shown).to(z.dtype)
 
             found = torch.cat(
                 [
@@ -103,9 +110,8 @@ class StableDiffusion:
 
         return denoise
 
-    def _unet(self, x: Tensor, time: float, embedding: Tensor, shown: Tensor | None) -> Tensor:
+    def _unet(self, x: Tensor, t: Tensor, embedding: Tensor, shown: Tensor | None) -> Tensor:
         x = x.to(self.body)
-        t = torch.full((), time, device=self.device)  # unlike torch.tensor it does not synchronise
         extra: dict[str, Any] = {}
         if shown is not None:
             down, middle = self.parts["controlnet"](
@@ -132,7 +138,10 @@ class StableDiffusion:
         ).input_ids.to(self.device)
         together = 1 if self.device.type == "cpu" else len(tokens)
         with torch.inference_mode():
-            return torch.cat([net(part).last_hidden_state for part in tokens.split(together)])
+            return torch.cat([self._texts(part) for part in tokens.split(together)])
+
+    def _encoded(self, tokens: Tensor) -> Tensor:
+        return self.parts["text_encoder"](tokens).last_hidden_state
 
     def warn_of_cut(self, prompts: Sequence[str]) -> int:
         """Warns of prompts that are longer than the text encoder reads. Returns their number."""
@@ -159,16 +168,19 @@ class StableDiffusion:
     def pixels(self, z: Tensor) -> Tensor:
         """The autoencoder's images of latents, float32 [B, 3, size, size], −1 to 1 or beyond."""
         with torch.inference_mode():
-            return self.parts["vae"].decode(z.float() / self.scaling, return_dict=False)[0]
+            return self._pixels(z)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.parts["vae"].decode(z.float() / self.scaling, return_dict=False)[0]
 
     def encode(self, images: Tensor) -> Tensor:
         """The mean of the autoencoder's distribution, float64; one image at a time."""
         with torch.inference_mode():
-            latents = [
-                self.parts["vae"].encode(x).latent_dist.mode() * self.scaling
-                for x in (images.to(self.device).float() / 127.5 - 1).split(1)
-            ]
-        return torch.cat(latents).double()
+            pixels = images.to(self.device).float() / 127.5 - 1
+            return torch.cat([self._latents(one) for one in pixels.split(1)]).double()
+
+    def _mode(self, pixels: Tensor) -> Tensor:
+        return self.parts["vae"].encode(pixels).latent_dist.mode() * self.scaling
 
 
 def load(
@@ -177,23 +189,23 @@ def load(
     network: Description | None = None,
     size: int | None = None,
     control: Mapping[str, Any] | None = None,
-    device: str = "cpu",
-    dtype: str = "auto",
+    **how: Any,
 ) -> StableDiffusion:
     """Stable Diffusion from a folder in diffusers' layout or a single file, ready to sample.
 
     `checkpoint` is the path of either, `hub:ORG/NAME@REVISION`, `fetch:FILE`, or `random:SEED` for
     new weights. `network` is a description as in `sd_files`: a folder must agree with it, and the
     other sources need it. `size` is that of the images in pixels, by default the U-Net's training
-    size. `dtype` is that of the U-Net: "auto" is float32. With device="meta" there are no weights,
-    and the checkpoint need not exist if `network` is given.
+    size. `how` are the arguments of `Running`: device, dtype (of U-Net and ControlNet), …. With
+    device="meta" there are no weights, and the checkpoint need not exist if `network` is given.
 
     `control` adds a ControlNet: {"checkpoint", "network", "scale"}. Its checkpoint is as above, but
     not a single file.
 
     Raises UserError if something is missing, damaged or of another network.
     """
-    origin = Origin.of(checkpoint, network, on_meta=device == "meta")
+    running = Running(**how)
+    origin = Origin.of(checkpoint, network, on_meta=running.device == "meta")
     parts, hashes = origin.networks(), dict[str, str]()
     if not origin.on_meta:
         hashes["sha256"] = origin.sha256(parts)
@@ -204,8 +216,8 @@ def load(
         )
         sd_files.require_match(parts["controlnet"].config, parts["unet"].config)
     for part, net in parts.items():
-        body = dtype_of(dtype) if part in ("unet", "controlnet") else None
-        ready(net, device, body, channels_last=False)
+        body = running.body if part in ("unet", "controlnet") else None
+        running.ready(net, body, channels_last=running.on_cuda)
     pixels = _size(size, parts["unet"].config, _reduction(parts["vae"].config))
     parameters = sum(map(parameter_count, parts.values()))
     scheduler = origin.description["scheduler"]
@@ -217,6 +229,7 @@ def load(
         pixels,
         {"checkpoint": origin.name, "parameters": parameters, **hashes},
         (control or {}).get("scale", 1.0),
+        running,
     )
 
 

@@ -1,5 +1,6 @@
 """Sets of images to read: folders, zips, npz and npy files, single images, and folders of runs."""
 
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,22 @@ class ImageSet:
             return archives.member(self._archive, name)
         return archives.contents(self.path / name)
 
+    def sha256(self) -> str:
+        """Of the content: of the file of an array, else of every picture's file, in order.
+
+        Raises UserError as `read` does for a picture that the run did not write.
+        """
+        found = hashlib.sha256()
+        if self._array is not None:
+            with self.path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    found.update(piece)
+            return found.hexdigest()
+        with ThreadPoolExecutor(THREADS) as pool:
+            for own in pool.map(lambda name: hashlib.sha256(self._own(name)).digest(), self._names):
+                found.update(own)
+        return found.hexdigest()
+
     def read(self, rows: Sequence[int]) -> Tensor:
         """The images at these positions, uint8 [B, C, H, W]: RGB unless all are grey.
 
@@ -201,18 +218,23 @@ class ImageSet:
     def _read_one(self, row: int, upright: bool) -> tuple[Tensor, bool]:
         name = self._names[row]
         try:
-            data = self._bytes(name)
-            if self._run and not self._run.has_name(name, data):
-                raise UserError(
-                    f"{self.path}: {brief(name)} is not an image that this run wrote: remove it if "
-                    "it is yours, and run the same `sample` again"
-                )
+            data = self._own(name)
             image, transparent = read_picture(data, upright=upright)
             return self._fitted(image), transparent
         except OSError as error:
             raise UserError(
                 f"{self.path}: {brief(name)} is not a readable image ({error})"
             ) from None
+
+    def _own(self, name: str) -> bytes:
+        """The bytes of a picture. Raises UserError if the set is a run that did not write it."""
+        data = self._bytes(name)
+        if self._run and not self._run.has_name(name, data):
+            raise UserError(
+                f"{self.path}: {brief(name)} is not an image that this run wrote: remove it if "
+                "it is yours, and run the same `sample` again"
+            )
+        return data
 
     def _fitted(self, image: Tensor) -> Tensor:
         if self.fit is None or tuple(image.shape) == self.fit:

@@ -10,6 +10,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
 from bdia_exp.jobs.experiments import Run
+from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.plan import Costs, Needs, absent, described
 from bdia_exp.overrides import split
 from bdia_exp.store import records
@@ -36,7 +37,7 @@ class Reproducing(Asked):
     device: str
     overrides: Overrides | None
     dry_run: bool
-    tflops: float
+    tflops: float | None
 
     def check(self) -> None:
         super().check()
@@ -44,7 +45,7 @@ class Reproducing(Asked):
         report_of(self.experiment, self.report)
         for key in ("batch", "repeats", "limit"):
             positive(key, getattr(self, key))
-        if not self.tflops > 0:
+        if self.tflops is not None and not self.tflops > 0:
             raise UserError(f"tflops={self.tflops} must be more than 0")
 
     @property
@@ -96,7 +97,8 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
 
 def tell_plan(asked: Reproducing, plan: list[Run], todo: list[int], costs: Costs) -> None:
     """Says what is to run; in a dry run also which files are not on this machine."""
-    say(described(asked.experiment["title"], plan, {*todo}, costs, asked.tflops))
+    pace = Pace.of(asked.tflops, dist.device_name(dist.device(asked.device)))
+    say(described(asked.experiment["title"], plan, {*todo}, costs, pace))
     if asked.dry_run:
         for file in sorted({f for i in todo for f in absent(plan[i])}):
             say(f"  not here yet: {file}")

@@ -62,7 +62,7 @@ def sweep(asked: Sweeping, compose: Compose) -> Record:
         device=asked.device,
         overrides=None,
         dry_run=asked.dry_run,
-        tflops=30.0,
+        tflops=None,
     )
     drawn = reproduce(cells, compose)
     if drawn and dist.rank() == 0:

@@ -17,6 +17,10 @@ MEMBER = b"PK\x03\x04"
 """The first bytes of each member of a zip."""
 
 
+class Broken(Exception):  # noqa: N818
+    """A run did not do what is guaranteed."""
+
+
 @dataclass
 class Bench:
     """The run that is broken: its size, its processes, and the undisturbed result."""
@@ -48,7 +52,7 @@ class Bench:
         deadline = time.monotonic() + 300
         while not any(out.glob(f"shards/.*{PART}")) and started.poll() is None:
             if time.monotonic() > deadline:
-                raise SystemExit(f"{out} does not start")
+                raise Broken("the run does not start")
             time.sleep(0.02)
         return started
 
@@ -56,7 +60,7 @@ class Bench:
         """Continues a run to its end."""
         done = subprocess.run(self.command(out, *more), capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{out} cannot be continued: {done.stderr[-800:]}")
+            raise Broken(f"the run cannot be continued: {done.stderr[-300:]}")
 
     def some_time(self, parts: int = 1) -> None:
         """Waits for a random part of the time that the images take."""
@@ -115,12 +119,12 @@ def family(pid: int) -> list[int]:
 def require_end(started: subprocess.Popen, pids: list[int]) -> float:
     """Waits for the end of a run and of all its processes. Returns the seconds that it took.
 
-    Raises SystemExit if they go on.
+    Raises Broken if they go on.
     """
     began = time.monotonic()
     while started.poll() is None or any(map(is_alive, pids)):
         if time.monotonic() > began + LONGEST:
-            raise SystemExit(f"processes of the broken run are still there after {LONGEST:.0f} s")
+            raise Broken(f"processes of the broken run are still there after {LONGEST:.0f} s")
         time.sleep(0.05)
     return time.monotonic() - began
 

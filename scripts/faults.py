@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from breaking import Bench, family, is_complete, listed, require_end, unfinished
+from breaking import Bench, Broken, family, is_complete, listed, require_end, unfinished
 
 from bdia_exp.console import say
 from bdia_exp.report.markdown import markdown_table
@@ -129,7 +129,7 @@ def damaged(change: Callable[[Path], None]) -> Fault:
         done = subprocess.run(check, capture_output=True, text=True)
         (bench.root / "log.txt").write_text(done.stderr)
         if done.returncode != 1:
-            raise SystemExit("verify does not see the damage")
+            raise Broken("verify does not see the damage")
         yield 0.0
         bench.finish(out)
         for file in out.glob("shards/*.damaged"):  # kept for the user, who may delete it
@@ -161,11 +161,16 @@ def half_a_line(bench: Bench, out: Path) -> Iterator[float]:
 def two_at_once(bench: Bench, out: Path) -> Iterator[float]:
     """A second run in the same folder must be refused, and the first must not suffer."""
     first = bench.begin(out)
+    waiting = family(first.pid)
+    for pid in waiting:
+        os.kill(pid, signal.SIGSTOP)
     second = subprocess.run(bench.command(out), capture_output=True, text=True)
+    for pid in waiting:
+        os.kill(pid, signal.SIGCONT)
     first.wait()
     (bench.root / "log.txt").write_text(second.stderr)
     if second.returncode != 1:
-        raise SystemExit("two runs worked in one folder")
+        raise Broken("two runs worked in one folder")
     yield 0.0
 
 
@@ -246,6 +251,8 @@ def main(images: int, shard: int, processes: int, kills: int, only: str, out: Pa
             except NotPossible as why:
                 say(f"{name}: left out, {why}")
                 continue
+            except Broken as why:
+                rows.append(Found(name, tried=1, said=str(why)))
             say(str(asdict(rows[-1])))
     heads = ["fault", "tried", "images lost", "made again", "ended", "equal", "said"]
     cells = [

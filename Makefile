@@ -113,10 +113,9 @@ features: data  ## Train the bundled classifier and compute the reference statis
 
 # A checkout of NVlabs/edm that you have: make bench EDM=../edm
 EDM ?=
-BENCH := layout processes overlap memory startup intervals precision against_diffusers frechet inception sampling calibrate
+BENCH := layout processes overlap memory run_memory startup intervals precision against_diffusers frechet inception sampling calibrate
 bench: $(READY)  ## Measure speed and memory, as ratios, into results/bench (hours on a CPU; EDM=checkout of NVlabs/edm)
 	for name in $(BENCH); do $(BIN)/python bench/$$name.py --out results/bench || exit; done
-	$(BIN)/python bench/run_memory.py
 	$(if $(EDM),$(BIN)/python bench/against_edm.py --edm $(EDM) --out results/bench)
 
 DEVICE ?= cuda

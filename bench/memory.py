@@ -76,9 +76,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
     device, rows = given.device, []
-    for name, net, call, given in cases():
+    for name, net, call, made in cases():
         net = net.eval().requires_grad_(False).to(device)
-        inputs = [x.to(device) for x in given]
+        inputs = [x.to(device) for x in made]
         taken = real(lambda net=net, call=call, inputs=inputs: call(net, *inputs), device)
         net, inputs = net.to("meta"), [x.to("meta") for x in inputs]
         work = measure(lambda net=net, call=call, inputs=inputs: call(net, *inputs))

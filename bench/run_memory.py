@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak memory of a scored run as a ratio: many toy images to 1,000, for values of save=.
 
-    python bench/run_memory.py [images] [save …]
+    python bench/run_memory.py [--images 10000] [--save shards folder] [--out FOLDER]
 
 Memory must not grow with the number of images.
 """
@@ -11,7 +11,10 @@ import subprocess
 import sys
 import tempfile
 
+from measuring import as_script, options, report
+
 JOB = ["model=toy", "sampler=ddim", "nfe=1", "score=true", "device=cpu", "batch=64"]
+FEW = 1000
 
 
 def peak(save: str, images: int) -> int:
@@ -27,15 +30,23 @@ def peak(save: str, images: int) -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def main(images: str = "10000", *saves: str) -> None:
-    for save in saves or ("shards", "folder"):
-        few, many = peak(save, 1000), peak(save, int(images))
-        print(
-            f"save={save:8} {few / 1e6:,.0f} MB for 1,000 images, "
-            f"{many / few:.2f} times that for {int(images):,}",
-            flush=True,
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--save", nargs="+", default=["shards", "folder"])
+    given = parser.parse_args()
+    rows = []
+    for save in given.save:
+        few, many = peak(save, FEW), peak(save, given.images)
+        rows.append(
+            {
+                "save": save,
+                f"MB for {FEW} images": round(few / 1e6),
+                f"ratio for {given.images}": many / few,
+            }
         )
+    report("run_memory", rows, given.out)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    as_script(main)

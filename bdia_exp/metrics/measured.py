@@ -55,7 +55,9 @@ class Known:
 ABOUT = ("name", "sha256", "dim", "classes", "has_logits", "comparable_to_inception", "note")
 
 
-def description(extractor: Extractor, resize: int | None, clip: Any, prompt: bool) -> Record:
+def description(
+    extractor: Extractor, resize: int | None, clip: Any, prompt: bool = False
+) -> Record:
     """What a record says of the networks that measure, and at which size images are seen.
 
     `prompt`: whether they also judge the images by their prompts.

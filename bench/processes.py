@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Speed of sampling as a ratio: two processes of one thread to one process of two threads.
+"""Speed of sampling as a ratio to one process of one thread: two threads, two processes.
 
-    python bench/processes.py [--out FOLDER]
+    python bench/processes.py [--rounds 3] [--out FOLDER]
 
-Both sample the same 512 images, in turn, three rounds; the best round of each counts.
+All sample the same 512 images, in turn; the best round of each counts.
 """
 
 import json
@@ -17,7 +17,8 @@ from measuring import as_script, options, report
 
 JOB = ["sampler=edm", "nfe=9", "images=512", "save=none", "device=cpu"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ROWS = {
+ROWS: dict[str, tuple[list[str], str]] = {
+    "1 process, 1 thread": ([], "1"),
     "1 process, 2 threads": ([], "2"),
     "2 processes, 1 thread each": (TORCHRUN, "1"),
 }
@@ -33,9 +34,11 @@ def speed(launcher: list[str], threads: str) -> float:
 
 
 def main() -> None:
-    given = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
     best = dict.fromkeys(ROWS, 0.0)
-    for _ in range(3):
+    for _ in range(given.rounds):
         for name, (launcher, threads) in ROWS.items():
             best[name] = max(best[name], speed(launcher, threads))
     first = best[next(iter(ROWS))]

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from breaking import Bench, Broken, family, is_complete, listed, require_end, unfinished
@@ -92,18 +93,20 @@ def stopped(bench: Bench, out: Path) -> Iterator[float]:
     yield 0.0
 
 
-def full_disk(free: int) -> Fault:
-    """The run's folder is on a disk with `free` kilobytes, until it is enlarged."""
+def small_disk(first: str, later: str) -> Fault:
+    """The run's folder is a disk of its own, mounted with options that do not let it finish."""
 
     def fault(bench: Bench, out: Path) -> Iterator[float]:
         out.mkdir()
-        disk = ["mount", "-t", "tmpfs", "-o", f"size={free}k", "tmpfs", str(out)]
+        disk = ["mount", "-t", "tmpfs", "-o", first, "tmpfs", str(out)]
         if subprocess.run(disk, capture_output=True).returncode:
-            raise NotPossible("only root can mount a small disk")
+            raise PermissionError("only root can mount a small disk")
         try:
             started = bench.begin(out)
             yield require_end(started, family(started.pid))
-            subprocess.run(["mount", "-o", "remount,size=1g", str(out)], check=True)
+            if not started.returncode:
+                raise Broken("the run did not see the disk's limit")
+            subprocess.run(["mount", "-o", f"remount,{later}", str(out)], check=True)
             bench.finish(out)
             kept = out.with_name("kept")
             shutil.copytree(out, kept)
@@ -115,8 +118,15 @@ def full_disk(free: int) -> Fault:
     return fault
 
 
-class NotPossible(Exception):  # noqa: N818
-    """This machine cannot make the fault."""
+def another_checkpoint(bench: Bench, out: Path) -> Iterator[float]:
+    """A run is killed, and its weights change: going on must be refused."""
+    yield from kill(the_launcher, [signal.SIGKILL])(bench, out)
+    other = bench.command(out, "model.checkpoint=random:1")
+    done = subprocess.run(other, capture_output=True, text=True)
+    (bench.root / "log.txt").write_text(done.stderr)
+    if done.returncode != 1:
+        raise Broken("the run went on with other weights")
+    yield 0.0
 
 
 def damaged(change: Callable[[Path], None]) -> Fault:
@@ -200,9 +210,11 @@ def faults(kills: int) -> dict[str, Fault]:
         "SIGINT": kill(the_launcher, [signal.SIGINT]),
         "SIGINT, twice": kill(the_launcher, [signal.SIGINT, signal.SIGINT]),
         "SIGSTOP of a process for 5 s": stopped,
-        "disk full at the record": full_disk(4),
-        "disk full at a shard": full_disk(100),
-        "disk full at a later shard": full_disk(600),
+        "disk full at the record": small_disk("size=4k", "size=1g"),
+        "disk full at a shard": small_disk("size=100k", "size=1g"),
+        "disk full at a later shard": small_disk("size=600k", "size=1g"),
+        "read-only folder": small_disk("ro,size=1g", "rw"),
+        "the checkpoint changes": another_checkpoint,
         "a shard is cut": damaged(cut),
         "a bit of a shard flips": damaged(flip),
         "the list ends within a line": half_a_line,
@@ -230,6 +242,19 @@ def measured(name: str, fault: Fault, bench: Bench) -> Found:
     return found
 
 
+def _table(rows: list[Found]) -> str:
+    heads = ["fault", "tried", "images lost", "made again", "ended", "equal", "said"]
+    cells = [
+        [
+            *(row.fault, str(row.tried), str(row.lost), str(row.again)),
+            f"{row.seconds:.1f} s" if row.seconds > 0.01 else "–",
+            *("yes" if row.equal else "**no**", row.said),
+        ]
+        for row in rows
+    ]
+    return markdown_table(heads, cells)
+
+
 @click.command(help=__doc__)
 @click.option("--images", default=3000, show_default=True)
 @click.option("--shard", default=100, show_default=True)
@@ -248,29 +273,23 @@ def main(images: int, shard: int, processes: int, kills: int, only: str, out: Pa
                 continue
             try:
                 rows.append(measured(name, fault, bench))
-            except NotPossible as why:
+            except PermissionError as why:
                 say(f"{name}: left out, {why}")
                 continue
             except Broken as why:
                 rows.append(Found(name, tried=1, said=str(why)))
             say(str(asdict(rows[-1])))
-    heads = ["fault", "tried", "images lost", "made again", "ended", "equal", "said"]
-    cells = [
-        [
-            *(row.fault, str(row.tried), str(row.lost), str(row.again)),
-            f"{row.seconds:.0f} s" if row.seconds else "–",
-            *("yes" if row.equal else "**no**", row.said),
-        ]
-        for row in rows
-    ]
-    table = markdown_table(heads, cells)
-    about = f"{images} images in shards of {shard}, {processes} processes."
+    if only:  # the other faults stay as they were measured before
+        before = (records.load(out / "faults.json") or {}).get("faults", [])
+        again = {row.fault: row for row in rows}
+        rows = [again.pop(old["fault"], Found(**old)) for old in before] + [*again.values()]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "faults.md", f"# Faults\n\n{about}\n\n{table}\n")
-    found = {"images": images, "shard": shard, "processes": processes}
-    rows_plain = [asdict(row) for row in rows]
-    records.save(out / "faults.json", {**records.provenance(), **found, "faults": rows_plain})
-    say(f"\n{table}\nwritten to {out}: faults.md, faults.json")
+    about = f"{images} images in shards of {shard}, {processes} processes."
+    write_text(out / "faults.md", f"# Faults\n\n{about}\n\n{_table(rows)}\n")
+    found: Any = {"images": images, "shard": shard, "processes": processes}
+    found["faults"] = [asdict(row) for row in rows]
+    records.save(out / "faults.json", {**records.provenance(), **found})
+    say(f"\n{_table(rows)}\nwritten to {out}: faults.md, faults.json")
     raise SystemExit(not all(row.equal and not row.lost for row in rows))
 
 

@@ -223,8 +223,10 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
         for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
     }
     for what, name in files_of(asked).items():
-        made = name if name.startswith("random:") else None
-        if found := _sha256(name) or known.get(what) or made:
+        then = known.get(what)
+        if name.startswith("random:") and (not then or str(then).startswith("random:")):
+            then = name  # the oldest records have the sha256 of random weights
+        if found := _sha256(name) or then:
             chosen[what] = found
     return plainly(chosen | more | {"sampler": sampler_identity(asked.sampler.config)})
 

@@ -237,3 +237,13 @@ def test_a_record_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), replace(a, b)))
     RunFolder(tmp_path).begin({}, {})
     assert done == ["fsync", "rename", "fsync"] * 2  # the configuration, the record
+
+
+@pytest.mark.quick
+def test_a_run_does_not_go_on_with_other_random_weights(tmp_path):
+    words = ["model=toy", "sampler=ddim", "nfe=1", "images=4"]
+    sample(tmp_path, *words)
+    record = json.loads((tmp_path / "record.json").read_text())
+    (tmp_path / "record.json").write_text(json.dumps({**record, "complete": False}))
+    with pytest.raises(UserError, match="checkpoint was random:0, now random:1"):
+        sample(tmp_path, *words, "model.checkpoint=random:1")

@@ -215,6 +215,9 @@ def paired(table: Record) -> str:
     for one, other in PAIRS:
         found = []
         for column in table["columns"]:
+            if not {(one, column), (other, column)} <= at.keys():
+                found.append("–")
+                continue
             a, b = at[one, column], at[other, column]
             sides = (a["fid"], *a["fid_without_block"], b["fid"], *b["fid_without_block"])
             between = difference(*sides)

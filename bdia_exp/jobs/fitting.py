@@ -38,7 +38,6 @@ def fit(
     images. `judge` is for the target "features". Raises UserError as `samplers.fitted`,
     `samplers.targets` and `searching` do.
     """
-    key = key_of(job.sampler)
     images = images_of(job.sampler, options)
     held_out = options.held_out or images
     seeds = range(options.first_seed, options.first_seed + images)
@@ -47,21 +46,21 @@ def fit(
     with torch.inference_mode():
         run = Side(job, seeds, size, options, step)
         found = Fit(run.target, bounds_of(options), options.target == "variance")
-        end = run.end({key: found})
+        end = run.end(found)
         rows: Rows = found.rows
         steps, spent, search = found.steps, run.network.nfe, Record()
         if judge:
             rows, search["search"] = searched(job, found, judge, options, size, others.stop)
             watch = Watch(rows, run.target)
-            end, steps = run.end({key: watch}), watch.steps
+            end, steps = run.end(watch), watch.steps
         errors = {"batch": run.errors(end)}
         aside = Side(job, others, size, options, step)
         watch = Watch(rows, aside.target)
-        errors["held_out"] = aside.errors(aside.end({key: watch}))
+        errors["held_out"] = aside.errors(aside.end(watch))
     return {
         "coefficients": rows,
         "fit": {
-            "argument": key,
+            "argument": key_of(job.sampler),
             "target": options.target,
             "parts": options.parts if options.target == "local" else None,
             "fine": options.fine,

@@ -13,14 +13,13 @@ import numpy as np
 from bdia_exp import dist
 from bdia_exp.console import progress
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.fit_options import FitOptions, key_of
+from bdia_exp.jobs.fit_options import FitOptions
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.jobs.scoring import require_statistics, scorer_of
 from bdia_exp.jobs.settings import Comparing
 from bdia_exp.jobs.sides import Batch, weighted
 from bdia_exp.metrics.frechet import frechet_distance, require_enough
-from bdia_exp.metrics.resizing import squares
 from bdia_exp.metrics.score import Score
 from bdia_exp.samplers.fitted import Bounds, Fit
 from bdia_exp.samplers.weights import Given, Rows
@@ -63,16 +62,15 @@ class Trial:
         """The FID with these coefficients; LARGE if the sampler diverges."""
         from bdia_exp.metrics.sums import FeatureMoments
 
-        extractor, resize = self.judge.extractor, self.judge.resize
+        extractor = self.judge.extractor
         assert self.judge.reference is not None
         moments = FeatureMoments(extractor.dim, sync_on_compute=False).to(extractor.device)
-        sampler = weighted(self.job.sampler, key_of(self.job.sampler), Given(rows))
+        sampler = weighted(self.job.sampler, Given(rows))
         end = last(sampler(self.batch, self.batch.z, self.job.grid))
         if not end.isfinite().all():
             return LARGE
         for part in end.split(self.batch.size):
-            images = self.job.model.decode(part)
-            moments.update(extractor(squares(images, resize) if resize else images)[0])
+            moments.update(self.judge.measure(self.job.model.decode(part)).features)
         return frechet_distance(moments.compute(), self.judge.reference)
 
 

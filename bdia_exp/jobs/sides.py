@@ -69,7 +69,7 @@ class Side:
             return batch(z, level)
 
         self.network = Counted(evaluated)
-        self.base: Sampler = weighted(job.sampler, key_of(job.sampler), None)
+        self.base: Sampler = weighted(job.sampler, None)
         schedule = job.model.schedule
         self.levels = fine_levels(job.grid, schedule, options.fine)
         self.target: Target
@@ -93,15 +93,16 @@ class Side:
                 del SOLVED[old]
         return SOLVED[key]
 
-    def end(self, more: Record) -> Tensor:
-        """The end states of the sampler with these coefficients."""
-        found: Tensor = last(partial(self.base, **more)(self.network, self.z, self.job.grid))
+    def end(self, weights: Weights | None) -> Tensor:
+        """The end states of the sampler with these coefficients; of its base method for None."""
+        sampler = weighted(self.job.sampler, weights)
+        found: Tensor = last(sampler(self.network, self.z, self.job.grid))
         return found
 
     def errors(self, end: Tensor) -> Record:
         """Distances from the fine solution: of the base method's end states, and of the fitted."""
         fine = self.fine.end
-        return {"base": _distances(self.end({}) - fine), "fitted": _distances(end - fine)}
+        return {"base": _distances(self.end(None) - fine), "fitted": _distances(end - fine)}
 
 
 def _distances(wrong: Tensor) -> Record:
@@ -109,8 +110,9 @@ def _distances(wrong: Tensor) -> Record:
     return {"rms": rms(wrong), "median": median(each.tolist()), "max": float(each.max())}
 
 
-def weighted(sampler: Sampler, key: str, weights: Weights | None) -> Sampler:
-    """The sampler with these weights as its argument `key`; its base method for None."""
+def weighted(sampler: Sampler, weights: Weights | None) -> Sampler:
+    """The sampler with these weights in place of its coefficients; its base method for None."""
+    key = key_of(sampler)
     given = {k: v for k, v in sampler.keywords.items() if k != key}  # type: ignore[attr-defined]
     more = {} if weights is None else {key: weights}
     return partial(sampler.func, **given, **more)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError, brief
 from bdia_exp.store import archives, listings, shard_archives
 from bdia_exp.store.arrays import Array, Arrays
-from bdia_exp.store.files import THREADS
+from bdia_exp.store.files import THREADS, digest
 from bdia_exp.store.listings import Listing
 from bdia_exp.store.manifest import Manifest
 from bdia_exp.store.pictures import PIXELS, as_tensor, on_white, read_picture, to_pil
@@ -166,12 +166,9 @@ class ImageSet:
 
         Raises UserError as `read` does for a picture that the run did not write.
         """
-        found = hashlib.sha256()
         if self._array is not None:
-            with self.path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    found.update(piece)
-            return found.hexdigest()
+            return digest(self.path)
+        found = hashlib.sha256()
         with ThreadPoolExecutor(THREADS) as pool:
             for own in pool.map(lambda name: hashlib.sha256(self._own(name)).digest(), self._names):
                 found.update(own)

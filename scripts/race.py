@@ -26,11 +26,11 @@ from bdia_exp.cli.configs import settings
 from bdia_exp.cli.files import CONFIGS
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
-from bdia_exp.jobs import fitting
+from bdia_exp.jobs.fits import fitting
+from bdia_exp.jobs.fits.noises import Batch
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job, levels_of, sampler_on
 from bdia_exp.jobs.settings import Sampling
-from bdia_exp.jobs.sides import Batch
 from bdia_exp.models import Model
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, short

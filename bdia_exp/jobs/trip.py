@@ -17,7 +17,7 @@ from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.coefficients import bare
-from bdia_exp.jobs.fitting import ensure
+from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting

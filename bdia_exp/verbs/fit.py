@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdia_exp import dist
-from bdia_exp.jobs import fitting
-from bdia_exp.jobs.fit_options import FitOptions, key_of, usual
+from bdia_exp.jobs.fits import fitting
+from bdia_exp.jobs.fits.options import FitOptions, key_of, usual
 from bdia_exp.jobs.identity import fitted_for
 from bdia_exp.jobs.settings import Comparing, Computing, Drawing
 from bdia_exp.report import curves

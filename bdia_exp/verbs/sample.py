@@ -8,7 +8,7 @@ from torch import Tensor
 from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
-from bdia_exp.jobs.fitting import ensure
+from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, require_statistics, scorer_of

@@ -11,10 +11,10 @@ from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Compose
-from bdia_exp.jobs.fitting import ensure
+from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.frozen import frozen
 from bdia_exp.jobs.identity import claim, identity_of
-from bdia_exp.jobs.launchers import Launcher, Work
+from bdia_exp.jobs.launchers.base import Launcher, Work
 from bdia_exp.jobs.plan import Costs
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of

@@ -3,7 +3,7 @@
 import pytest
 
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.searching import search
+from bdia_exp.jobs.fits.searching import search
 from bdia_exp.samplers.fitted import Bounds
 
 FITTED = [[], [0.5, 0.2], [1.0]]

@@ -9,11 +9,11 @@ import torch
 from bdia_exp import dist
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
-from bdia_exp.jobs import fitting
 from bdia_exp.jobs.coefficients import Coefficients
-from bdia_exp.jobs.fit_options import FitOptions
+from bdia_exp.jobs.fits import fitting
+from bdia_exp.jobs.fits.noises import Batch
+from bdia_exp.jobs.fits.options import FitOptions
 from bdia_exp.jobs.sampling import Job
-from bdia_exp.jobs.sides import Batch
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.store import records
 from tests.asking import one_sentence

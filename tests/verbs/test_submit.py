@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from bdia_exp.cli import configs, main
 from bdia_exp.cli.words import expand
-from bdia_exp.jobs import launchers
 from bdia_exp.jobs.frozen import frozen
+from bdia_exp.jobs.launchers import base as launchers
 from tests.asking import one_sentence
 from tests.verbs.running import QUICK, pngs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdia_exp import batching
-from bdia_exp.jobs.fit_options import FitOptions, key_of
+from bdia_exp.jobs.fits.options import FitOptions, key_of
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level, Sampler

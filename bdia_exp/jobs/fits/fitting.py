@@ -10,12 +10,12 @@ from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.coefficients import file_of, is_automatic, target_of
-from bdia_exp.jobs.fit_options import FitOptions, bounds_of, images_of, key_of, usual
+from bdia_exp.jobs.fits.noises import Side
+from bdia_exp.jobs.fits.options import FitOptions, bounds_of, images_of, key_of, usual
+from bdia_exp.jobs.fits.searching import judge_of, searched
 from bdia_exp.jobs.identity import automatic, fitted_for
 from bdia_exp.jobs.sampling import Job, levels_of
-from bdia_exp.jobs.searching import judge_of, searched
 from bdia_exp.jobs.settings import Comparing, Drawing, Solving
-from bdia_exp.jobs.sides import Side
 from bdia_exp.jobs.texts import Texts
 from bdia_exp.metrics.score import Score
 from bdia_exp.samplers.fitted import Fit, Step, Watch

@@ -13,12 +13,12 @@ import numpy as np
 from bdia_exp import dist
 from bdia_exp.console import progress
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.fit_options import FitOptions
+from bdia_exp.jobs.fits.noises import Batch, weighted
+from bdia_exp.jobs.fits.options import FitOptions
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.jobs.scoring import require_statistics, scorer_of
 from bdia_exp.jobs.settings import Comparing
-from bdia_exp.jobs.sides import Batch, weighted
 from bdia_exp.metrics.frechet import frechet_distance, require_enough
 from bdia_exp.metrics.score import Score
 from bdia_exp.samplers.fitted import Bounds, Fit

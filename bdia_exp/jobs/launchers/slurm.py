@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError, brief
-from bdia_exp.jobs.launchers import LAST, SCRIPTS, TASKS, Launcher, Work
+from bdia_exp.jobs.launchers.base import LAST, SCRIPTS, TASKS, Launcher, Work
 from bdia_exp.store import records
 
 JOBS = "jobs.json"

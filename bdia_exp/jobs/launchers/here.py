@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bdia_exp.console import say
 from bdia_exp.errors import UserError, few
-from bdia_exp.jobs.launchers import LAST, TASKS, Launcher, Work
+from bdia_exp.jobs.launchers.base import LAST, TASKS, Launcher, Work
 
 LOOK = 0.1
 """Seconds between two looks at the tasks that run."""

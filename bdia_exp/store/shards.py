@@ -52,7 +52,8 @@ class Part:
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
         if not match or not 1 <= int(match[1]) <= int(match[2]) <= MOST_PARTS:
             raise UserError(
-                f"part={brief(text)} must be a number of all, such as part=3/40; the first is 1/40"
+                f"part={brief(text)}: give the number of the part and how many there are, as in "
+                "part=3/40; the first is 1/40, the last 40/40"
             )
         return cls(int(match[1]), int(match[2]))
 

@@ -300,7 +300,7 @@ def test_parts_with_other_settings_of_the_score_are_refused(tmp_path):
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1", "x/2", "1/2/3"])
 def test_what_is_no_part_is_refused(part):
-    with pytest.raises(UserError, match=r"part=.* must be a number of all"):
+    with pytest.raises(UserError, match=r"part=.*: give the number of the part"):
         settings("sample", [*TOY, f"part={part}"])
 
 

@@ -137,7 +137,10 @@ def _add(name: str) -> None:
         nodes: int | None,
         meet: str | None,
         overrides: tuple[str, ...],
+        dry_run: bool = False,
     ) -> None:
+        if dry_run:
+            overrides = (*overrides, "dry_run=true")
         if processes:
             _require_parallel(name)
         elif nodes or meet:
@@ -155,6 +158,10 @@ def _add(name: str) -> None:
         from bdia_exp import dist
 
         dist.stop()
+
+    if "\ndry_run:" in text_of(name):
+        flag = click.Option(["--dry-run"], is_flag=True, help="The same as dry_run=true.")
+        command.params.append(flag)
 
 
 def _shown(name: str, overrides: list[str], file: str | None) -> str:

@@ -349,3 +349,15 @@ def test_bash_prints_the_script_that_it_writes(tmp_path, monkeypatch):
     shown = submit(*RUN, "out=run", "launcher=bash")
     assert Path("run/submit/tasks.sh").read_text() in shown
     assert "#SBATCH" not in shown
+
+
+def test_dry_run_is_also_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", *RUN, "out=run"]
+    one, other = (
+        CliRunner().invoke(main, [*words, how]).output for how in ("--dry-run", "dry_run=true")
+    )
+    assert "# ---- run/submit/tasks.sh" in one
+    assert one == other
+    assert not Path("run").exists()
+    assert "No such option" in CliRunner().invoke(main, ["status", "--dry-run", "x"]).output

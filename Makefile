@@ -9,9 +9,7 @@ PROCESSES ?= $(if $(filter-out 0,$(GPUS)),gpu,2)
 # make reproduce-table3 LIMIT=5000 ARGS="cells=cifar10 dry_run=true"
 LIMIT ?=
 ARGS  ?=
-# make reproduce-table1 MODEL=tiny-sd LIMIT=80: all steps with random weights, in minutes.
-MODEL ?=
-# Further overrides for every cell, as in overrides=: OVERRIDES="guidance=7.5".
+# Overrides for every cell, as in overrides=: make reproduce-table1 OVERRIDES="model=sd15 guidance=7.5"
 OVERRIDES ?=
 RUNS  ?= runs
 
@@ -34,25 +32,8 @@ demo: $(READY)  ## An exact inversion and an edit as pictures, then Tables 2 and
 	@echo "see $(D)/edit/strip.png: trousers; the same trousers back from noise, every bit; edited to dresses"
 	$(BIN)/bdia-exp reproduce demo limit=300 out=$(D) -p $(PROCESSES)
 
-reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images MODEL=tiny-sd ARGS="key=value"
+reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)
-
-TINY := $(RUNS)/tiny-sd
-# Network evaluations of each image of the tiny model's reference.
-FINE ?= 20
-ifeq ($(MODEL),tiny-sd)
-reproduce-table1 reproduce-table1-variants: reproduce-%: $(TINY)/reference.npz
-	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) out=$(RUNS)/$*-tiny-sd$(if $(LIMIT),-$(LIMIT)) \
-	    overrides="model=tiny-sd prompts=bundled:captions.csv reference=$(TINY)/reference.npz $(OVERRIDES)" $(ARGS)
-else ifneq ($(MODEL),)
-reproduce-table1 reproduce-table1-variants: reproduce-%: $(READY)
-	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) overrides="model=$(MODEL) $(OVERRIDES)" $(ARGS)
-endif
-
-# The reference of the tiny model's tables: its own images of other seeds, with more steps.
-$(TINY)/reference.npz: $(READY)
-	$(BIN)/bdia-exp sample model=tiny-sd sampler=ddim nfe=$(FINE) seeds=1000-1069 out=$(TINY)/fine -p $(PROCESSES)
-	$(BIN)/bdia-exp reference $(TINY)/fine features=inception_pytorch features.dim=64 resize=32 out=$@
 
 coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inception statistics: Table 1
 	$(BIN)/bdia-exp fetch coco_val2014
@@ -113,7 +94,7 @@ features: data  ## Train the bundled classifier and compute the reference statis
 
 # A checkout of NVlabs/edm that you have: make bench EDM=../edm
 EDM ?=
-BENCH := layout processes overlap memory run_memory startup intervals precision against_diffusers frechet inception sampling calibrate
+BENCH := layout processes overlap memory run_memory startup intervals overhead precision against_diffusers frechet inception sampling calibrate
 bench: $(READY)  ## Measure speed and memory, as ratios, into results/bench (hours on a CPU; EDM=checkout of NVlabs/edm)
 	for name in $(BENCH); do $(BIN)/python bench/$$name.py --out results/bench || exit; done
 	$(if $(EDM),$(BIN)/python bench/against_edm.py --edm $(EDM) --out results/bench)

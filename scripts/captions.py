@@ -6,6 +6,9 @@ Reads `train.npz` and `test.npz` of scripts/fashion_mnist.py and writes to --out
     train.npz, test.npz   images uint8 [N, 32, 32, 3], labels, colours, captions [N, 4]
     tokenizer/            a vocabulary in CLIP's format in which every word is one token
     fashion_captions.csv  1,000 held-out prompts: the first 100 test images of each class
+    fashion_edits.zip     200 held-out images: the first 20 of each class
+    fashion_edits_colour.csv, fashion_edits_class.csv   for each of these what it shows, and
+                          the same in another colour, or another garment in the same colour
 
 Each image's colour and words are chosen by a sha256 of its split and index. Words for brightness,
 width and pattern are measured: the upper and the lower third of the images of a class have one.
@@ -15,8 +18,10 @@ width and pattern are measured: the upper and the lower third of the images of a
 
 import csv
 import hashlib
+import io
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from PIL import Image
 
 from bdia_exp.metrics.colours import TINTS, tinted
 from bdia_exp.metrics.garments import INK, NAMES
@@ -34,7 +40,9 @@ NOUNS = [[names[0], *names] if len(names) > 1 else [*names] for names in NAMES]
 """For each class; the usual name comes twice, so it is chosen more often."""
 SLEEVES = {0: "short", 2: "long", 4: "long"}  # by class
 FRAMES = ["{}", "{}", "a photo of {}", "a picture of {}", "an image of {}"]
-CAPTIONS, PER_CLASS = 4, 100
+CAPTIONS, PER_CLASS, EDITS_PER_CLASS = 4, 100, 20
+BECOMES = (3, 3, 3, 4, 3, 7, 3, 9, 9, 5)
+"""The class that an edit makes of each class: dresses of most clothes, other shoes of shoes."""
 
 
 def neighbours(pixels: np.ndarray, mode: Any) -> list[np.ndarray]:
@@ -138,6 +146,50 @@ def held_out(test: dict[str, np.ndarray]) -> list[list[object]]:
     return rows
 
 
+def edits(test: dict[str, np.ndarray]) -> tuple[list[int], dict[str, list[list[object]]]]:
+    """The test images that are edited, and rows of image, prompt and `to` for each kind of edit."""
+    classes = range(len(NAMES))
+    chosen = sorted(
+        i for k in classes for i in np.flatnonzero(test["labels"] == k)[:EDITS_PER_CLASS].tolist()
+    )
+    rows: dict[str, list[list[object]]] = {"colour": [], "class": []}
+    for i in chosen:
+        label, own = int(test["labels"][i]), COLOURS[test["colours"][i]]
+        others = [colour for colour in COLOURS if colour != own]
+        other = others[hashlib.sha256(f"edit:{i}".encode()).digest()[0] % len(others)]
+        rows["colour"].append([i, plainly(label, own), plainly(label, other)])
+        rows["class"].append([i, plainly(label, own), plainly(BECOMES[label], own)])
+    return chosen, rows
+
+
+def plainly(label: int, colour: str) -> str:
+    """A class and a colour as a caption without other words: a red dress."""
+    start = "a pair of" if label == 1 else "an" if colour[0] in "aeiou" else "a"
+    return f"{start} {colour} {NAMES[label][0]}"
+
+
+def write_edits(folder: Path, test: dict[str, np.ndarray]) -> None:
+    """The held-out images as PNGs in a zip, and the prompts of their edits."""
+    chosen, rows = edits(test)
+    with zipfile.ZipFile(folder / "fashion_edits.zip", "w") as archive:
+        for i in chosen:
+            about = zipfile.ZipInfo(f"{i:05}.png")  # of a fixed date: the same bytes each time
+            archive.writestr(about, encode_png(test["images"][i]))
+    for kind, own in rows.items():
+        write_csv(folder / f"fashion_edits_{kind}.csv", [["image", "prompt", "to"], *own])
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def merges_for(words: list[str]) -> list[tuple[str, str]]:
     """Merges of byte pairs that make one token of each word (ASCII letters).
 
@@ -192,10 +244,9 @@ def main(data: str, out: str) -> None:
         click.echo(f"{folder / split}.npz: {len(grey)} images, such as")
         click.echo("\n".join(f"    {text}" for text in splits[split]["captions"][:3].flat))
     write_tokenizer(folder / "tokenizer", splits["train"]["captions"])
-    with open(folder / "fashion_captions.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["image", "prompt", "class", "colour"])
-        table.writerows(held_out(splits["test"]))
+    head = ["image", "prompt", "class", "colour"]
+    write_csv(folder / "fashion_captions.csv", [head, *held_out(splits["test"])])
+    write_edits(folder, splits["test"])
 
 
 if __name__ == "__main__":

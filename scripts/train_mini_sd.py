@@ -15,11 +15,8 @@ the weights of an old one: `init=bundled:mini_sd autoencoder.kimg=0 out=…` tra
 Its output is `mini_sd/`, in diffusers' layout and float16, and `mini_sd.json`, the record.
 """
 
-import csv
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import click
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from stages import Stage, diffusion_loss, latents_of, scaled, tokens_of
 from torch import Tensor, nn
 
 from bdia_exp.models import parameter_count
@@ -34,80 +32,6 @@ from bdia_exp.models.clip_tokenizer import END
 from bdia_exp.models.sd_files import build, plain, schedule
 from bdia_exp.models.stable_diffusion import load
 from bdia_exp.store.files import atomic
-
-
-class Stage:
-    """Networks in training, with their optimiser and averages, and the file they continue from."""
-
-    def __init__(self, name: str, parts: dict[str, nn.Module], cfg: Any):
-        self.cfg, self.device = cfg[name], cfg.device
-        self.seed, self.save_seconds = cfg.seed, cfg.save_seconds
-        self.file = Path(cfg.out) / f"{name}.pt"
-        self.log = self.file.with_suffix(".csv")
-        self.net = nn.ModuleDict(parts).to(cfg.device)
-        self.ema = {name: value.clone() for name, value in self.net.state_dict().items()}
-        self.opt = torch.optim.Adam(self.net.parameters(), lr=1.0, betas=(0.9, 0.99))
-        self.seen, self.seconds = 0, 0.0
-        if self.file.exists():
-            state = torch.load(self.file, map_location=cfg.device, weights_only=True)
-            self.net.load_state_dict(state["net"])
-            self.opt.load_state_dict(state["opt"])
-            self.ema, self.seen, self.seconds = (state[k] for k in ("ema", "seen", "seconds"))
-
-    def save(self) -> None:
-        """Replaces the old file in one step: an interruption loses nothing."""
-        state = {"net": self.net.state_dict(), "opt": self.opt.state_dict(), "ema": self.ema}
-        with atomic(self.file) as part:
-            torch.save({**state, "seen": self.seen, "seconds": self.seconds}, part)
-
-    def note(self, losses: list[float], images: int, seconds: float) -> None:
-        """Adds a line to the log: images seen, mean loss, images per second, seconds in all."""
-        new = not self.log.exists()
-        with open(self.log, "a", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerows([["images", "loss", "images_per_second", "seconds"]] if new else [])
-            row = [self.seen, f"{np.mean(losses):.5f}", f"{images / seconds:.1f}"]
-            table.writerow([*row, round(self.seconds)])
-        print(f"{self.file.stem}: {row[0]} images, loss {row[1]}, {row[2]} images/s", flush=True)
-
-    def rate(self) -> float:
-        """The learning rate: it rises, is constant, and falls to zero."""
-        left = 1 - self.seen / (self.cfg.kimg * 1000)
-        warm = (self.seen + self.cfg.batch) / (self.cfg.warmup_kimg * 1000)
-        return self.cfg.lr * min(1.0, warm, left / self.cfg.decay)
-
-    def step(self, loss: Tensor) -> None:
-        self.opt.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        for group in self.opt.param_groups:
-            group["lr"] = self.rate()
-        self.opt.step()
-        self.seen += self.cfg.batch
-        halflife = min(self.cfg.ema_halflife_kimg * 1000, self.seen * self.cfg.ema_rampup)
-        keep = 0.5 ** (self.cfg.batch / halflife)
-        for name, value in self.net.state_dict().items():
-            if value.is_floating_point():
-                self.ema[name].lerp_(value, 1 - keep)
-
-    def train(self, loss_of: Callable[[torch.Generator], Tensor]) -> nn.ModuleDict:
-        """Trains up to cfg.kimg and returns the networks with their averaged weights."""
-        losses: list[float] = []
-        began, first = time.time(), self.seen
-        while self.seen < self.cfg.kimg * 1000:
-            # One generator per step: a resumed run draws the same numbers as an unbroken one.
-            rng = torch.Generator(self.device).manual_seed((self.seed << 40) + self.seen)
-            loss = loss_of(rng)
-            self.step(loss)
-            losses.append(loss.item())
-            last = self.seen >= self.cfg.kimg * 1000
-            if last or time.time() - began > self.save_seconds:
-                self.seconds += time.time() - began
-                self.save()
-                self.note(losses, self.seen - first, time.time() - began)
-                losses, began, first = [], time.time(), self.seen
-        self.net.load_state_dict(self.ema)
-        return self.net.eval().requires_grad_(False)
 
 
 def network(part: str, cfg: Any, **more: Any) -> nn.Module:
@@ -141,38 +65,10 @@ def standardise(vae: Any, mean: Tensor, std: Tensor) -> None:
     inner.bias[count:] -= 2 * std.log()  # the logarithms of the variances
 
 
-def latents_of(vae: Any, images: Tensor) -> Tensor:
-    """The means of the autoencoder's distributions, unscaled."""
-    device = next(vae.parameters()).device
-    parts = images.split(250)
-    return torch.cat([vae.encode(scaled(x.to(device))).latent_dist.mean.cpu() for x in parts])
-
-
-def scaled(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
-
-
-def diffusion_loss(
-    nets: Any, z: Tensor, tokens: Tensor, rng: torch.Generator, abar: Tensor, snr: float
-) -> Tensor:
-    """The mean of ‖ε̂ − ε‖² at uniform times, each weighted by min(SNR, snr)/SNR."""
-    t = torch.randint(len(abar), (len(z),), generator=rng, device=z.device)
-    eps = torch.randn(z.shape, generator=rng, device=z.device)
-    a = abar[t].view(-1, 1, 1, 1)
-    states = nets["text_encoder"](tokens).last_hidden_state
-    found = nets["unet"](a.sqrt() * z + (1 - a).sqrt() * eps, t, states).sample
-    ratio = abar[t] / (1 - abar[t])
-    return (((found - eps) ** 2).mean((1, 2, 3)) * (ratio.clamp(max=snr) / ratio)).mean()
-
-
 def tokenizer_of(folder: Path, longest: int) -> Any:
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(folder, model_max_length=longest, pad_token=END)
-
-
-def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def train_autoencoder(cfg: Any, images: Tensor) -> tuple[Stage, Any]:
@@ -217,9 +113,13 @@ def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -
         u = torch.rand(3, count, generator=rng, device=cfg.device).cpu()
         pick, which = (u[0] * len(z)).long(), (u[1] * captions.shape[1]).long()
         text = torch.where((u[2] < own.empty)[:, None], nothing, tokens[pick, which])
-        return diffusion_loss(
-            stage.net, z[pick].to(cfg.device), text.to(cfg.device), rng, abar, own.snr
-        )
+        nets: Any = stage.net
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            states = nets["text_encoder"](text.to(cfg.device)).last_hidden_state
+            return nets["unet"](x, t, states).sample
+
+        return diffusion_loss(predict, z[pick].to(cfg.device), rng, abar, own.snr)
 
     stage.train(loss_of)
     return stage

@@ -3,6 +3,7 @@
 This module does not import PyTorch: the command line needs it before it imports a verb.
 """
 
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,7 +14,8 @@ from typing import Any, Generic, NewType, TypeVar
 T = TypeVar("T", bound=Callable)
 
 Source = NewType("Source", str)
-"""The name of a file or folder: a path, bundled:FILE, fetch:FILE or hub:ORG/NAME@COMMIT."""
+"""The name of a file or folder: a path, bundled:FILE, fetch:FILE or hub:ORG/NAME@COMMIT. A name
+auto:KIND:NAME is something that is computed from that file, such as auto:canny:NAME, its edges."""
 Phrase = NewType("Phrase", str)
 """Text in a natural language: it is never parsed as a number or a list."""
 Overrides = NewType("Overrides", str)
@@ -64,7 +66,14 @@ def sources_of(asked: Asked) -> dict[str, str]:
     """The files that a verb reads: key → name, for each field of type `Source` that is set."""
     kinds: Any = type(asked)
     named = [key for key, kind in hints_of(kinds).items() if kind in (Source, Source | None)]
-    return {key: getattr(asked, key) for key in named if getattr(asked, key) is not None}
+    given = {key: getattr(asked, key) for key in named}
+    return {key: computed_from(name)[1] for key, name in given.items() if name is not None}
+
+
+def computed_from(source: str) -> tuple[str | None, str]:
+    """The kind and the file of a source that is computed from a file; None and any other name."""
+    found = re.fullmatch(r"auto:([^:]*):?(.*)", source, re.DOTALL)
+    return (found[1], found[2]) if found else (None, source)
 
 
 def folder_of(out: str | None, name: str) -> Path:

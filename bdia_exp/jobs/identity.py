@@ -16,6 +16,8 @@ from typing import Any
 
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.asked import as_key, hints_of, sources_of
+from bdia_exp.jobs.controls import computed
+from bdia_exp.jobs.gammas import full_name
 from bdia_exp.jobs.settings import (
     Comparing,
     Drawing,
@@ -24,11 +26,11 @@ from bdia_exp.jobs.settings import (
     Sampling,
     Scoring,
     Solving,
-    full_name,
 )
 from bdia_exp.samplers.core import Grid
 from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
+from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
 
@@ -37,7 +39,7 @@ DEFAULTS = {
     for asked in (Drawing, Editing)
     for field in fields(asked)
     if field.default is not MISSING
-} | {"labels": None, "diffusion": {"call": "own"}}
+} | {"labels": None, "diffusion": {"call": "own"}, "control_kind": None}
 """Keys that an identity leaves out if they have these values."""
 
 MODULES = {
@@ -162,7 +164,8 @@ def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]
         found["coefficients_sha256"] = named[1]
         if coefficients.is_automatic(named[1]):
             found["coefficients_sha256"] = str(automatic(asked))
-    given = {key: name for key, name in sources_of(asked).items() if key in hints_of(Drawing)}
+    deciding = {*hints_of(Drawing), *hints_of(Editing)}
+    given = {key: name for key, name in sources_of(asked).items() if key in deciding}
     used = {key: name for key, name in given.items() if key not in asked.unused}
     return found | {f"{key}_sha256": name for key, name in used.items()}
 
@@ -222,19 +225,26 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
         key: plain[key]
         for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
     }
+    if isinstance(asked, Drawing) and asked.control:
+        chosen["control_kind"] = computed(asked.control)[0]
     for what, name in files_of(asked).items():
         then = known.get(what)
         if name.startswith("random:") and (not then or str(then).startswith("random:")):
             then = name  # the oldest records have the sha256 of random weights
-        if found := _sha256(name) or then:
+        if found := _sha256(name, pictures=what == "control_sha256") or then:
             chosen[what] = found
     return plainly(chosen | more | {"sampler": sampler_identity(asked.sampler.config)})
 
 
-def _sha256(name: str) -> str | None:
-    """The sha256 of a file named in a configuration; None if it is not on this machine."""
-    path = checkpoints.present(name)
-    return checkpoints.sha256(path) if path else None
+def _sha256(name: str, *, pictures: bool = False) -> str | None:
+    """The sha256 of a file named in a configuration, or of a set of pictures.
+
+    None if it is not on this machine.
+    """
+    if not (path := checkpoints.present(name)):
+        return None
+    of_folder = pictures and path.is_dir()
+    return ImageSet(path).sha256() if of_folder else checkpoints.sha256(path)
 
 
 def _fetch(names: list[str], asked: Solving) -> None:

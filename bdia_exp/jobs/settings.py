@@ -12,22 +12,21 @@ from typing import Any, ClassVar
 from bdia_exp.console import one_of, positive
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Phrase, Source
+from bdia_exp.jobs.controls import computed
+from bdia_exp.jobs.gammas import require_gammas
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import Model, langevin
 from bdia_exp.models.running import Running
 from bdia_exp.samplers.core import Grid, Sampler
 from bdia_exp.samplers.cost import MOST as MOST_STEPS
-from bdia_exp.samplers.weights import OBELM, as_number
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.seeds import Seeds, parse
-from bdia_exp.store.records import Record
 from bdia_exp.store.shards import Part
 
 DEFAULT_IMAGES = 64
 MANY = 5000
 """From this number of images on, save=shards is usual."""
 SAVES = ("folder", "zip", "shards", "scratch", "latents", "none")
-GAMMAS = ("gamma", "gamma1", "gamma2")
 MOST_AT_A_TIME = 1 << 16
 """The largest batch, and the largest number of images on a sheet or strip."""
 
@@ -117,6 +116,8 @@ class Drawing(Solving):
     def check(self) -> None:
         super().check()
         one_of("noise_device", self.noise_device, ["cpu", "cuda"])
+        if self.control is not None:
+            computed(self.control)
 
     @property
     def unused(self) -> set[str]:
@@ -240,48 +241,21 @@ class RoundTrip(Inverting):
 class Editing(RoundTrip):
     """The same, with the class or prompt of the edited images."""
 
-    to: int | Phrase
+    to: int | Phrase | None = None
+    pairs: Source | None = None
+    """A file with the prompts of each image: what it shows, and what it becomes."""
     features: Choice[Callable[..., Extractor]]
     classify: bool = False
 
+    @property
+    def has_text(self) -> bool:
+        return super().has_text or self.pairs is not None
 
-def gammas_of(sampler: Record) -> list[Any]:
-    """Every γ of a sampler's configuration, in the order of its keys; [] for a base method.
-
-    A γ may be a number, a list, "obelm", or the file that has it.
-    """
-    found = [sampler[key] for key in GAMMAS if key in sampler]
-    return found if any(found) else []
-
-
-def full_name(sampler: Choice[Sampler]) -> str:
-    """The name of a sampler with its γ, as a folder is called: bdia_ddim-gamma0.5."""
-    gammas = gammas_of(sampler.config)
-    if not gammas:
-        return sampler.name
-    (gamma,) = gammas if len(gammas) == 1 else (None,)
-    if isinstance(gamma, str):
-        return f"{sampler.name}-{OBELM if gamma == OBELM else 'fitted'}"
-    if isinstance(gamma, list):
-        return f"{sampler.name}-gammas"
-    return f"{sampler.name}-gamma{','.join(f'{g:g}' for g in gammas)}"
-
-
-def require_gammas(sampler: Record) -> None:
-    """Raises UserError unless every γ of a sampler's configuration is from 0 to 1.
-
-    The solvers also accept larger values: 1/γ runs them backwards. The numbers of a list may be
-    any, and a text is "obelm" or names a file.
-    """
-    for key in GAMMAS:
-        gamma = sampler.get(key, 0.0)
-        if isinstance(gamma, list):
-            for each in gamma:
-                as_number(each)
-        elif isinstance(gamma, (bool, dict, type(None))) or (
-            not isinstance(gamma, str) and not 0 <= gamma <= 1
-        ):
+    def check(self) -> None:
+        super().check()
+        if (self.to is None) == (self.pairs is None):
             raise UserError(
-                f"sampler.{key}={gamma} must be 0 to 1: 0 is the base method, 1 is BDIA "
-                "as in Tables 2 and 3"
+                "give to=, the new class or the new prompt, or pairs=FILE, for each image"
             )
+        if self.pairs is not None and self.prompt is not None:
+            raise UserError("pairs= has the prompts of the images: leave prompt= out")

@@ -1,27 +1,24 @@
-"""The condition of a text-to-image run."""
+"""The texts of a run: those that its images are made from, or inverted and edited with."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.settings import Drawing, Solving
+from bdia_exp.jobs.controls import Control
+from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Solving
 from bdia_exp.models import Model, Text, require_guidance
 from bdia_exp.sources import prompts
 from bdia_exp.sources.prompts import Prompts
-from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The condition of a text-to-image run: prompts, guidance, and the ControlNet's image."""
+    """The condition of a text-to-image run: prompts, guidance, and the ControlNet's pictures."""
 
     prompts: Prompts
     guidance: float
-    control: Tensor | None = None  # uint8 [1, 3, H, W]
+    control: Control | None = None
 
     @classmethod
     def of(cls, model: Model, asked: Drawing) -> "Texts | None":
@@ -47,23 +44,24 @@ class Texts:
             )
         assert asked.guidance is not None  # there is a text
         require_guidance(asked.guidance)
-        return cls(chosen, asked.guidance, control_image(model, asked.control))
+        control = None if asked.control is None else Control.of(asked.control, model.image_shape)
+        if control and text is None and asked.prompts_seed is not None:
+            control.require_one()
+        return cls(chosen, asked.guidance, control)
 
     def __call__(self, seeds: Sequence[int]) -> Text:
         """The condition of the images of these seeds."""
-        return Text([self.prompts(seed) for seed in seeds], self.guidance, self.control)
+        control = self.control(seeds) if self.control else None
+        return Text([self.prompts(seed) for seed in seeds], self.guidance, control)
 
     @property
     def provenance(self) -> Record:
         """What a record keeps of the condition."""
-        control = None
-        if self.control is not None:
-            control = hashlib.sha256(self.control.numpy().tobytes()).hexdigest()
         rows = 1 if self.guidance == 1 else 2
         return {
             "prompts": dict(self.prompts.provenance),
             "guidance": self.guidance,
-            "control_pixels": control,
+            "control_pixels": self.control.sha256 if self.control else None,
             "rows_per_evaluation": rows,
         }
 
@@ -75,8 +73,37 @@ def require_no_text(asked: Solving, *keys: str) -> None:
             raise UserError(f"{key}=: this model takes no text; leave {key}= out")
 
 
-def control_image(model: Model, source: str | None) -> Tensor | None:
-    """A ControlNet's image, uint8 [1, 3, H, W], cropped and resized to the model's size."""
-    if source is None:
-        return None
-    return ImageSet(source, fit=model.image_shape).read([0])
+def texts_of(
+    asked: Inverting, about: Model, count: int
+) -> tuple[Prompts | None, int | Prompts | None]:
+    """What each of `count` images shows, for a text model, and what an edit makes of it.
+
+    Raises UserError if a text model has no prompts, or another model has some.
+    """
+    to, pairs = (asked.to, asked.pairs) if isinstance(asked, Editing) else (None, None)
+    if not about.takes_text:
+        require_no_text(asked, "prompt", *["pairs"] * (pairs is not None), "guidance")
+        if to is not None and not isinstance(to, int):
+            raise UserError(f"to={to}: this model takes no text; give the number of a class")
+        return None, to
+    if not asked.has_text:
+        raise UserError(
+            'give prompt="…" for what the images show; prompt="" inverts without a prompt'
+        )
+    assert asked.guidance is not None  # there is a prompt
+    require_guidance(asked.guidance)
+    if pairs is not None:
+        return _of_each(pairs, count, "prompt"), _of_each(pairs, count, "to")
+    target = None if to is None else prompts.of_text(str(to))
+    return prompts.of_text(asked.prompt or ""), target
+
+
+def _of_each(source: str, count: int, column: str) -> Prompts:
+    """The prompts in a file's column, one for each image. Raises UserError for another number."""
+    found = prompts.read(source, None, column)
+    if len(found.captions) != count:
+        raise UserError(
+            f"pairs={source} has {len(found.captions)} texts in the column {column}, and there are "
+            f"{count} images: give one for each, in the order of the images"
+        )
+    return found

@@ -21,15 +21,16 @@ from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
-from bdia_exp.jobs.texts import require_no_text
+from bdia_exp.jobs.texts import texts_of
 from bdia_exp.jobs.trip_states import STATES_FILE, load_states
-from bdia_exp.models import Condition, Model, Text, require_class, require_guidance
+from bdia_exp.models import Condition, Model, Text, require_class
 from bdia_exp.report import figures
 from bdia_exp.samplers import inversion
 from bdia_exp.samplers.core import Counted, Grid
 from bdia_exp.samplers.fixedpoint import quantise, value
 from bdia_exp.samplers.inversion import STATES, Inversion, Kept
-from bdia_exp.sources import checkpoints, prompts
+from bdia_exp.sources import checkpoints
+from bdia_exp.sources.prompts import Prompts
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import Folder, contact_sheet
@@ -62,6 +63,8 @@ class Trip:
     source: Path
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor | None  # int64 [N]; None for a model without classes
+    texts: Prompts | None  # what each image shows, for a text model
+    target: int | Prompts | None  # what `edit` makes of each image
 
     @classmethod
     def prepared(cls, asked: Inverting, command: str) -> "Trip":
@@ -81,12 +84,12 @@ class Trip:
             raise UserError(f"strength={asked.strength} leaves no step: give a larger value")
         levels = levels[-gone - 1 :]
         way.growth(levels)  # raises UserError for a γ that cannot be undone
-        found = ImageSet(asked.images, fit=about.image_shape)
+        found = ImageSet(checkpoints.located(asked.images), fit=about.image_shape)
         rows = found.first(asked.limit)
         images = found.read(rows)
         for note in found.remarks(found.transparent):
             say(f"note: {found.path}: {note}")
-        _require_text(asked, about)
+        own, target = texts_of(asked, about, len(found))
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
         labels = _labels(asked, about, labels, len(rows))
 
@@ -103,7 +106,9 @@ class Trip:
             more |= {"to": asked.to, "classify": asked.classify and asked.features.config}
         run = claim(asked, lambda known: identity_of(asked, known, **more), f"{command}-")
         run.require_ours()
-        return cls(asked, command, run, device, way, levels, found.path, images, labels)
+        return cls(
+            asked, command, run, device, way, levels, found.path, images, labels, own, target
+        )
 
     @property
     def done(self) -> bool:
@@ -155,8 +160,9 @@ class Trip:
         }
         if self.model.takes_text:
             record["rows_per_evaluation"] = 1 if self.asked.guidance == 1 else 2
-            own = self.asked.prompt
-            texts = [str(text) for text in (own, getattr(self.asked, "to", own))]
+            rows = slice(0, len(self.images))
+            read = [self.condition(rows), self.condition(rows, self.target)]
+            texts = [text for one in read if isinstance(one, Text) for text in one.prompts]
             record["prompts_cut"] = models.warn_of_cut(self.model, texts)
         self.run.begin(record, self.asked.plain())
         seeds = torch.arange(len(self.images))  # for a sampler that draws noise
@@ -167,7 +173,7 @@ class Trip:
         """Inverts to noise, batch by batch."""
         return self._walk("to noise", self.inversion.encode, starts)
 
-    def decode(self, there: Way, to: int | str | None = None) -> Way:
+    def decode(self, there: Way, to: int | Prompts | None = None) -> Way:
         """Decodes from noise, under the images' own class or prompt, or under `to`."""
         same = to is None
 
@@ -176,19 +182,18 @@ class Trip:
 
         return self._walk("back", way, there.kept, to)
 
-    def condition(self, rows: slice, to: int | str | None = None) -> Condition:
+    def condition(self, rows: slice, to: int | Prompts | None = None) -> Condition:
         """The condition of some of the images: their own class or prompt, or `to`."""
-        count = len(self.images[rows])
-        if self.model.takes_text:
-            prompt = prompts.of_text(str(self.asked.prompt if to is None else to))
-            assert self.asked.guidance is not None  # there is a prompt
-            return Text([prompt(row) for row in range(count)], self.asked.guidance)
+        places = range(len(self.images))[rows]
         if isinstance(to, int):
-            return torch.full((count,), to)
+            return torch.full((len(places),), to)
+        if texts := to or self.texts:
+            assert self.asked.guidance is not None  # there is a prompt
+            return Text([texts(place) for place in places], self.asked.guidance)
         return None if self.labels is None else self.labels[rows]
 
     def _walk(
-        self, name: str, way: Callable, starts: Sequence[Kept], to: int | str | None = None
+        self, name: str, way: Callable, starts: Sequence[Kept], to: int | Prompts | None = None
     ) -> Way:
         size, ends, nfe = self.asked.batch, [], 0
         with torch.inference_mode(), progress(len(starts) * (len(self.grid) - 1), "steps") as bar:
@@ -252,8 +257,8 @@ class Trip:
             folder.write(range(total), pictures)
             folder.manifest.merge()
             if self.labels is not None:
-                shown = getattr(self.asked, "to", None)
-                labels = self.labels.tolist() if shown is None else [shown] * total
+                to = self.target
+                labels = [to] * total if isinstance(to, int) else self.labels.tolist()
                 folder.label(range(total), labels)
         count = min(self.asked.strip, total)
         strips = {name: contact_sheet(row[:count], count) for name, row in rows.items()}
@@ -265,19 +270,6 @@ class Trip:
             spent += " (each of two rows: guidance)"
         say(f"{root}: {total} images, {len(self.grid) - 1} steps, {spent}\n{text}")
         return record
-
-
-def _require_text(asked: Inverting, about: Model) -> None:
-    """Raises UserError if a text model has no prompt, or another model has one."""
-    if not about.takes_text:
-        require_no_text(asked, "prompt", "guidance")
-        return
-    if asked.prompt is None:
-        raise UserError(
-            'give prompt="…" for what the images show; prompt="" inverts without a prompt'
-        )
-    assert asked.guidance is not None  # there is a prompt
-    require_guidance(asked.guidance)
 
 
 def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> Tensor | None:

@@ -59,6 +59,11 @@ class Checkpoint:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+def located(name: str) -> str | Path:
+    """The path of a name with a prefix (`locate`); any other name as it is."""
+    return locate(name) if name.startswith(("bundled:", "fetch:", "hub:")) else name
+
+
 def locate(name: str, advice: str = "") -> Path:
     """The path that `name` means: `bundled:FILE`, a file or folder of the package; `fetch:FILE`, a
     published file; `hub:ORG/NAME@COMMIT`, a folder of the Hugging Face hub (these two are

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ def of_text(text: str) -> Prompts:
     return Prompts(captions, {"text": captions[0][1], **_summary(captions)})
 
 
-def read(source: str, seed: int | None) -> Prompts:
+def read(source: str, seed: int | None, column: str | None = None) -> Prompts:
     """One caption for every image in a file; `source` is an argument of `checkpoints.locate`.
 
     The file is one of
 
     * COCO's caption annotations, `captions_val2014.json`, or their published zip, of which only
       this member is read, in memory;
-    * a CSV or TSV with a column prompt, text or caption. A column coco_id, image_id or image has
-      the image of each row; without such a column every row is a separate image;
+    * a CSV or TSV with a column prompt, text or caption, or the given `column`. A column coco_id,
+      image_id or image has the image of each row; without it every row is a separate image;
     * a `.txt` with one prompt per line.
 
     With a seed, an image's caption is the one with the smallest sha256 of "SEED:IMAGE:CAPTION", and
@@ -77,12 +77,12 @@ def read(source: str, seed: int | None) -> Prompts:
 
     Raises UserError if the file cannot be downloaded or read, or has no captions.
     """
-    path = checkpoints.locate(source)
+    path, texts = checkpoints.locate(source), TEXTS if column is None else (column,)
     readers: dict[str, Callable[[Path], list[Caption]]] = {
         ".json": lambda path: _annotations(archives.contents(path)),
         ".zip": _zipped,
-        ".csv": lambda path: _table(_text(path), ","),
-        ".tsv": lambda path: _table(_text(path), "\t"),
+        ".csv": lambda path: _table(_text(path), ",", texts),
+        ".tsv": lambda path: _table(_text(path), "\t", texts),
         ".txt": lambda path: [("", line) for line in _text(path).split("\n")],
     }
     if path.suffix.lower() not in readers:
@@ -193,16 +193,16 @@ def _is_caption(row: object) -> bool:
     )
 
 
-def _table(text: str, delimiter: str) -> list[Caption]:
+def _table(text: str, delimiter: str, texts: Sequence[str]) -> list[Caption]:
     # Strict: otherwise a quotation mark without an end would take in the rest of the file.
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         names = {name.strip().lower(): name for name in table.fieldnames or ()}
-        column = next((names[name] for name in TEXTS if name in names), None)
+        column = next((names[name] for name in texts if name in names), None)
         image = next((names[name] for name in IMAGES if name in names), None)
         if column is None:
             known = ", ".join(map(brief, table.fieldnames or ())) or "none"
-            raise UserError(f"has no column {', '.join(TEXTS)}; its columns: {known}")
+            raise UserError(f"has no column {', '.join(texts)}; its columns: {known}")
         rows = []
         for row in table:
             if None in row:  # a comma without quotes would cut the caption

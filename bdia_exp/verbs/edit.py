@@ -17,6 +17,7 @@ from bdia_exp.jobs.trip_errors import (
 from bdia_exp.metrics import garments
 from bdia_exp.metrics.features import Extractor
 from bdia_exp.models import require_class
+from bdia_exp.sources.prompts import Prompts
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 
@@ -31,7 +32,7 @@ def edit(asked: Editing) -> Record:
         return trip.run.before
     extractor = _checked(asked, trip)
     there = trip.to_noise(asked.states)
-    back, away = trip.decode(there), trip.decode(there, asked.to)
+    back, away = trip.decode(there), trip.decode(there, trip.target)
     same, pictures = trip.decoded(back), trip.decoded(away)
     numbers = {
         "nfe": there.nfe,
@@ -40,10 +41,10 @@ def edit(asked: Editing) -> Record:
         **pixel_errors(trip, same),
         "edit_distance": errors(pictures, trip.images),
     }
-    if isinstance(asked.to, int) and extractor:
-        numbers["classified_as_to"] = share_of(extractor, pictures, asked.to)
-    elif isinstance(extractor, garments.JudgesPrompts):
-        numbers["as_asked"] = _as_asked(extractor, pictures, str(asked.to))
+    if isinstance(trip.target, int) and extractor:
+        numbers["classified_as_to"] = share_of(extractor, pictures, trip.target)
+    elif isinstance(trip.target, Prompts) and extractor:
+        numbers["as_asked"] = _as_asked(extractor, pictures, trip.target)
         numbers["change_outside"] = garments.change_outside(pictures, trip.images)
     rows: dict[str, Tensor] = {
         "input": trip.images,
@@ -60,10 +61,8 @@ def _checked(asked: Editing, trip: Trip) -> Extractor | None:
     Raises UserError for a class that the model does not have, and if `features` cannot judge.
     """
     by_text = trip.model.takes_text
-    if not by_text:
-        if not isinstance(asked.to, int):
-            raise UserError(f"to={asked.to}: this model takes no text; give the number of a class")
-        require_class(trip.model, "to", asked.to)
+    if isinstance(trip.target, int):
+        require_class(trip.model, "to", trip.target)
     if not asked.classify:
         return None
     extractor = asked.features.make(device=trip.device)
@@ -77,12 +76,12 @@ def _checked(asked: Editing, trip: Trip) -> Extractor | None:
     return extractor
 
 
-def _as_asked(extractor: Extractor, pictures: Tensor, to: str) -> dict[str, float]:
-    """The shares of pictures, uint8 [N, 3, H, W], with the class and the colour of a prompt."""
+def _as_asked(extractor: Extractor, pictures: Tensor, to: Prompts) -> dict[str, float]:
+    """The shares of pictures, uint8 [N, 3, H, W], with the class and colour of their prompts."""
     logits = extractor(pictures).logits
     assert logits is not None
     assert isinstance(extractor, garments.JudgesPrompts)
-    obeyed = extractor.obeyed(pictures, logits, [to] * len(pictures))
+    obeyed = extractor.obeyed(pictures, logits, [to(k) for k in range(len(pictures))])
     return garments.shares_of((obeyed == 1).sum(0), (obeyed != garments.NOTHING).sum(0))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, folder_of
+from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, Source, folder_of
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.jobs.settings import OWN
 from bdia_exp.overrides import entries, key_of, quoted, split
@@ -21,6 +21,7 @@ from bdia_exp.report.statistics import share_interval
 from bdia_exp.samplers.core import Grid
 from bdia_exp.samplers.cost import MOST, affordable, evaluations
 from bdia_exp.samplers.schedules import Schedule, linear_vp
+from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
 from bdia_exp.store.files import write_text
 from bdia_exp.store.image_sets import ImageSet
@@ -38,7 +39,8 @@ class EditComparison(Asked):
     limit: int | None
     class_: int | None
     prompt: Phrase | None
-    to: int | Phrase
+    pairs: Source | None
+    to: int | Phrase | None
     methods: list | str
     settings: Overrides | None
     steps: int
@@ -55,7 +57,10 @@ class EditComparison(Asked):
         positive("limit", self.limit)
 
 
-SHARED = ("images", "limit", "class", "prompt", "to", "strength", "guidance", "device")
+SHARED = (
+    *("images", "limit", "class", "prompt", "pairs", "to"),
+    *("strength", "guidance", "device"),
+)
 """The keys that are passed unchanged to every run of `edit`."""
 
 
@@ -101,7 +106,7 @@ def _draw(made: Record, root: Path, images: str) -> None:
         found = ImageSet(record["config"]["out"]).read(range(min(record["images"], SHOWN)))
         if not strips:
             channels, height, width = found.shape[1:]
-            source = ImageSet(images, fit=(channels, height, width))
+            source = ImageSet(checkpoints.located(images), fit=(channels, height, width))
             strips["input"] = contact_sheet(source.read(range(len(found))), len(found))
         spent = record["nfe"] + record["nfe_back"]
         strips[f"{label}: {spent} evaluations"] = contact_sheet(found, len(found))
@@ -112,8 +117,9 @@ def _draw(made: Record, root: Path, images: str) -> None:
     first = next(iter(made.values()))
     config: dict[str, Any] = first["config"]
     what = f"from {config['prompt']!r} " if config["prompt"] is not None else ""
+    what += f"to {config['to']!r}" if config["to"] is not None else f"by {config['pairs']}"
     lines = [
-        f"# Edits {what}to {config['to']!r}, {first['images']} images",
+        f"# Edits {what}, {first['images']} images",
         "![Edits](sheet.png)",
         "\n".join(f"* {head}: {meaning}" for head, meaning in MEANING.items() if head in heads),
         drawn,

@@ -9,10 +9,11 @@ from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
 from bdia_exp.jobs.fits.fitting import ensure
+from bdia_exp.jobs.gammas import full_name, gammas_of
 from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, require_statistics, scorer_of
-from bdia_exp.jobs.settings import Sampling, full_name, gammas_of
+from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
 from bdia_exp.report import scores

@@ -12,8 +12,8 @@ import torch
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
+from bdia_exp.jobs.gammas import full_name
 from bdia_exp.jobs.sampling import Job
-from bdia_exp.jobs.settings import full_name
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
 from tests.verbs.running import QUICK, pngs, sample

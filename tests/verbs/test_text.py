@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from bdia_exp.store.records import Record
 
 ROOT = Path(__file__).parents[2]
 TINY = ("model=tiny-sd", "device=cpu")
+FEATURES = ("features=inception_pytorch", "features.dim=64", "device=cpu")
 
 
 def do(command: str, *words: str) -> Record:
@@ -116,24 +116,13 @@ def test_what_does_not_go_together_is_said(words, message, tmp_path):
 
 
 def test_table_1_from_captions_to_the_table(tmp_path, capsys):
-    """`make reproduce-table1 MODEL=tiny-sd LIMIT=66`, in this environment."""
-    ready = tmp_path / "ready"
-    ready.touch()
-    words = [
-        "MODEL=tiny-sd",
-        "LIMIT=66",
-        "FINE=2",
-        "OVERRIDES=guidance=1",  # half the work: guidance has its own tests
-        "PROCESSES=1",  # two have their own test
-        f"RUNS={tmp_path}",
-        f"READY={ready}",
-    ]
-    command = ["make", "reproduce-table1", *words, f"BIN={Path(sys.executable).parent}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    root = tmp_path / "table1-tiny-sd-66"
+    """Table 1 on the tiny model, against its own images of other seeds."""
+    root, fine, reference = (tmp_path / name for name in ("table", "fine", "reference.npz"))
+    do("sample", *TINY, "sampler=ddim", "nfe=2", "seeds=1000-1069", f"out={fine}")
+    do("reference", str(fine), *FEATURES, "resize=32", f"out={reference}")
+    more = "model=tiny-sd guidance=1 prompts=bundled:captions.csv "  # guidance has its own tests
+    words = ("reproduce", "table1", "limit=66", f"out={root}", "device=cpu")
+    do(*words, f"overrides={more} reference={reference}")
     drawn = json.loads((root / "tables.json").read_text())
     (table,) = drawn["tables"]
     assert [cell["row"] for cell in table["cells"]] == table["rows"]
@@ -153,7 +142,7 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
     prompts = [file.read_text() for file in sorted(root.glob("cells/*/prompts.csv"))]
     assert len(prompts) == 3
     assert len(set(prompts)) == 1
-    meta = Statistics.load(tmp_path / "tiny-sd" / "reference.npz").meta
+    meta = Statistics.load(reference).meta
     assert meta is not None
     assert meta["resize"] == 32
     with Image.open(root / "samples.png") as sheet:
@@ -161,9 +150,7 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
 
     # It is not done again.
     stamps = [file.stat().st_mtime_ns for file in sorted(root.glob("cells/*/record.json"))]
-    more = "model=tiny-sd guidance=1 prompts=bundled:captions.csv "
-    more += f"reference={tmp_path / 'tiny-sd' / 'reference.npz'}"
-    do("reproduce", "table1", "limit=66", f"out={root}", "device=auto", f"overrides={more}")
+    do(*words, f"overrides={more} reference={reference}")
     assert "3 of 3 runs are there" in capsys.readouterr().out
     assert stamps == [f.stat().st_mtime_ns for f in sorted(root.glob("cells/*/record.json"))]
 
@@ -303,9 +290,6 @@ def test_a_table_of_changed_captions_is_not_the_old_one(tmp_path):
         do("reproduce", "table1", *capture, more)
     captions.write_text("a cat\na dog\n")
     assert do("reproduce", "table1", *capture, more) == drawn
-
-
-FEATURES = ("features=inception_pytorch", "features.dim=64", "device=cpu")
 
 
 def test_another_controlnet_at_the_same_place_is_another_experiment(tmp_path):

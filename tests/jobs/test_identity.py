@@ -15,14 +15,12 @@ from bdia_exp.sources import checkpoints
 from bdia_exp.store.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
-TINY = "model=tiny-sd prompts=bundled:captions.csv reference=runs/tiny-sd/reference.npz"
 COMMITTED = {  # how many cells of each folder are there, and the command that made them
     "demo": (12, "reproduce", "experiment=demo"),
     "cifar10_mini": (10, "reproduce", "experiment=cifar10_mini"),
     "gddim": (65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
     "studies/samplers": (78, "reproduce", "experiment=samplers", "limit=200", "batch=50"),
     "studies/sweep": (20, "sweep", "images=200", "nfes=[10,20]", "batch=50"),
-    "table1-tiny-sd": (3, "reproduce", "experiment=table1", "limit=70", f"overrides='{TINY}'"),
 }
 
 

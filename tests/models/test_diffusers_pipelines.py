@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from bdia_exp.cli.configs import settings
-from bdia_exp.models import Text
+from bdia_exp.models import Text, stable_diffusion
 from bdia_exp.models.stable_diffusion import StableDiffusion
 from bdia_exp.samplers import grids
 from bdia_exp.samplers.core import Counted, Grid, Sampler
@@ -43,9 +43,8 @@ def loaded(control: bool) -> StableDiffusion:
 
 def tiny(prediction: str = "epsilon", control: bool = False) -> StableDiffusion:
     """The model that both run; random weights can be taken for either prediction."""
-    made = loaded(control)
-    about = made.tokenizer, made.schedule, prediction, 64, {}, CONTROL_SCALE
-    return StableDiffusion(made.parts, *about)
+    parts, of = loaded(control).parts, loaded(control)
+    return StableDiffusion(parts, of.tokenizer, of.schedule, prediction, 64, {}, CONTROL_SCALE)
 
 
 def noise(count: int) -> Tensor:
@@ -361,15 +360,18 @@ def rows(case: Case, run: Callable[[Case], Made]) -> Sequence[int]:
     ],
     ids=str,
 )
-def test_an_evaluation_is_one_call_of_two_rows_an_image(case, wanted):
+def test_an_evaluation_is_one_call_of_two_rows_an_image(case, wanted, monkeypatch):
+    monkeypatch.setattr(stable_diffusion, "SMALL", 0)  # else the rows are filled up
     case = case._replace(steps=4)
     assert rows(case, ours) == wanted
     assert rows(case, theirs) == wanted
 
 
-def test_on_a_cpu_two_images_are_two_calls():
-    """So that neither depends on the other; diffusers has both in one."""
+def test_on_a_cpu_two_images_are_two_calls(monkeypatch):
+    """So that neither depends on the other; diffusers has both in one. Small ones are filled up."""
     case = DDIM._replace(prompts=2, steps=3)
+    assert rows(case, ours) == [16] * 3
+    monkeypatch.setattr(stable_diffusion, "SMALL", 0)
     assert rows(case, ours) == [2, 2] * 3
     assert rows(case, theirs) == [4] * 3
 

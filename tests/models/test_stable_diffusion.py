@@ -12,7 +12,7 @@ from PIL import Image
 
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.cli.words import expand
-from bdia_exp.models import Text, sd_files
+from bdia_exp.models import Text, sd_files, stable_diffusion
 from bdia_exp.models.estimates import measure
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
 from bdia_exp.samplers.schedules import edm
@@ -95,13 +95,37 @@ def rows(net: torch.nn.Module, run: Callable[[], object]) -> list[int]:
     return seen
 
 
-def test_the_autoencoder_has_an_image_at_a_time():
-    vae, images = tiny().parts["vae"], []
-    assert rows(vae.decoder, lambda: images.append(tiny().decode(latents(3)))) == [1, 1, 1]
-    assert rows(vae.encoder, lambda: tiny().encode(images[0])) == [1, 1, 1]
+@pytest.fixture
+def alone(monkeypatch):
+    """As for latents that are not small: on a CPU every image is computed alone."""
+    monkeypatch.setattr(stable_diffusion, "SMALL", 0)
 
 
-def test_memory_of_decoding_does_not_grow_with_the_batch():
+def of(prediction: str = "epsilon") -> StableDiffusion:
+    """tiny-sd, made again."""
+    model = tiny()
+    return StableDiffusion(model.parts, model.tokenizer, model.schedule, prediction, 64, {})
+
+
+def test_the_autoencoder_has_an_image_at_a_time(alone):
+    model, images = of(), []
+    vae = model.parts["vae"]
+    assert rows(vae.decoder, lambda: images.append(model.decode(latents(3)))) == [1, 1, 1]
+    assert rows(vae.encoder, lambda: model.encode(images[0])) == [1, 1, 1]
+
+
+def test_small_images_go_through_in_full_rows():
+    """They do not depend on their batch: each is the same in a batch of three and of one."""
+    vae, unet, z = tiny().parts["vae"], tiny().parts["unet"], latents(3)
+    level, text = tiny().schedule(501), Text([PROMPT], 3.0)
+    assert rows(vae.decoder, lambda: tiny().decode(z)) == [16]
+    assert rows(unet, lambda: tiny().denoiser(text)(z, level)) == [16]
+    assert rows(unet, lambda: tiny().denoiser(text)(z.repeat(3, 1, 1, 1), level)) == [32]
+    for make in (tiny().decode, lambda z: tiny().denoiser(text)(z, level).eps, tiny().pixels):
+        assert make(z)[1:2].equal(make(z[1:2]))
+
+
+def test_memory_of_decoding_does_not_grow_with_the_batch(alone):
     model = load("random:0", network=network(), size=64, device="meta")
     one, four = (
         measure(lambda n=n: model.decode(torch.empty(n, *model.shape, device="meta")))
@@ -124,18 +148,19 @@ def test_pixels_are_truncated():
     assert images.float().std() > 1
 
 
-def test_encoding_is_the_mean_times_the_scaling():
+def test_encoding_is_the_mean_times_the_scaling(alone):
+    model = of()
     images = torch.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64).byte()
     with torch.no_grad():
         means = [
-            tiny().parts["vae"].encode(image / 127.5 - 1).latent_dist.mean
+            model.parts["vae"].encode(image / 127.5 - 1).latent_dist.mean
             for image in images.split(1)
         ]
-    found = tiny().encode(images)
+    found = model.encode(images)
     assert found.dtype == torch.float64
     assert found.equal((torch.cat(means) * 0.18215).double())
-    assert tiny().encode(tiny().decode(found)).shape == found.shape
-    assert tiny().decode(found).shape == images.shape
+    assert model.encode(model.decode(found)).shape == found.shape
+    assert model.decode(found).shape == images.shape
 
 
 def test_states_are_float64():
@@ -143,7 +168,7 @@ def test_states_are_float64():
     assert (estimate.z.dtype, estimate.eps.dtype) == (torch.float64, torch.float64)
 
 
-def test_off_the_cpu_a_batch_goes_through_the_unet_as_one():
+def test_off_the_cpu_a_batch_goes_through_the_unet_as_one(alone):
     """As the meta device shows, which is treated as a GPU is."""
     model = load(**configured(*CONTROL), device="meta")
     shown = torch.zeros(1, 3, 64, 64, device="meta")
@@ -157,10 +182,9 @@ def test_off_the_cpu_a_batch_goes_through_the_unet_as_one():
 # -- predictions and levels ----------------------------------------------------------------------
 
 
-def test_v_prediction():
+def test_v_prediction(alone):
     """x̂ = α z − σ v."""
-    model = tiny()
-    of_v = StableDiffusion(model.parts, model.tokenizer, model.schedule, "v_prediction", 64, {})
+    model, of_v = tiny(), of("v_prediction")
     level, z = model.schedule(501), latents()
     with torch.no_grad():
         time = torch.tensor(501)
@@ -172,9 +196,7 @@ def test_v_prediction():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_edms_levels(prediction):
     """A state of EDM's is the state of the VP level with the same σ/α, scaled: so is its x̂."""
-    model = tiny()
-    of_it = StableDiffusion(model.parts, model.tokenizer, model.schedule, prediction, 64, {})
-    denoiser, level = of_it.denoiser(Text([PROMPT], 3.0)), model.schedule(501)
+    denoiser, level = of(prediction).denoiser(Text([PROMPT], 3.0)), tiny().schedule(501)
     found = denoiser(latents() / level.alpha, edm(level.rho))
     torch.testing.assert_close(found.x, denoiser(latents(), level).x, rtol=1e-5, atol=1e-5)
 
@@ -251,10 +273,10 @@ def test_latents_are_decoded_later_without_the_unet(whole, two_prompts, tmp_path
 
     monkeypatch.setattr(StableDiffusion, "_unet", counted)
     first = sample(tmp_path, *words, "save=latents")
-    assert (first["nfe"], len(calls)) == (3, 3 * 5)
+    assert (first["nfe"], len(calls)) == (3, 3 * 3)
     assert not pngs(tmp_path)
     then = sample(tmp_path, *words, "save=folder")
-    assert (then["nfe"], then["sampled"], len(calls)) == (3, 0, 3 * 5)
+    assert (then["nfe"], then["sampled"], len(calls)) == (3, 0, 3 * 3)
     assert pngs(tmp_path) == pngs(whole)
 
 

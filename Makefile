@@ -26,11 +26,16 @@ $(READY): pyproject.toml
 	@touch $@
 
 D := $(RUNS)/demo
-demo: $(READY)  ## An exact inversion and an edit as pictures, then Tables 2 and 3 in miniature
+GARMENTS := bundled:fashion_edits.zip pairs=bundled:fashion_edits_colour.csv
+METHODS  := ddim,edict sampler.alternate=true,bdia_ddim sampler.gamma=0.96
+demo: $(READY)  ## Exact inversions and edits as pictures, then Tables 1, 2 and 3 in miniature
 	$(BIN)/bdia-exp sample sampler=edm nfe=19 images=8 class=1 out=$(D)/trousers
 	$(BIN)/bdia-exp edit $(D)/trousers to=3 nfe=40 strength=0.8 sampler.gamma=0.95 state=fixed classify=true out=$(D)/edit
 	@echo "see $(D)/edit/strip.png: trousers; the same trousers back from noise, every bit; edited to dresses"
+	$(BIN)/bdia-exp edits $(GARMENTS) limit=12 nfe=50 settings="model=mini_sd classify=true" methods="$(METHODS)" out=$(D)/edits
+	@echo "see $(D)/edits/sheet.png: held-out images edited by prompts, each in another colour"
 	$(BIN)/bdia-exp reproduce demo limit=300 out=$(D) -p $(PROCESSES)
+	$(BIN)/bdia-exp reproduce table1-mini cells="at 10" limit=200 out=$(D)/table1 -p $(PROCESSES)
 
 reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)

@@ -20,6 +20,10 @@ ROWS = {
     TORCH: ["-c", "import torch"],
     "bdia-exp --help": ["-m", "bdia_exp", "--help"],
     "bdia-exp models": ["-m", "bdia_exp", "models"],
+    "bdia-exp sample, one evaluation": [
+        *("-m", "bdia_exp", "sample", "sampler=ddim", "nfe=1", "images=1", "save=none", "sheet=0"),
+        "device=cpu",
+    ],
     "bdia-exp reproduce demo dry_run=true": ["-m", "bdia_exp", "reproduce", "demo", "dry_run=true"],
 }
 
@@ -27,7 +31,9 @@ ROWS = {
 def seconds(words: list[str], folder: str) -> float:
     """Wall time of one command, which writes its results to the folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    where = [f"out={folder}/run"] if "reproduce" in words else []
+    where = (
+        [f"out={tempfile.mkdtemp(dir=folder)}/run"] if {"reproduce", "sample"} & {*words} else []
+    )
     began = time.perf_counter()
     command = [sys.executable, *words, *where]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -28,3 +28,15 @@ def loaded() -> set[str]:
 def test_a_heavy_package_waits_until_it_is_needed(loaded, package):
     assert package not in loaded
     assert "torch" in loaded
+
+
+def test_sampling_does_not_load_pytorchs_compiler(tmp_path):
+    """It takes as long to load as PyTorch itself; products of tensors on the meta device load it."""
+    words = ["sampler=ddim", "nfe=1", "images=1", "save=none", f"out={tmp_path}", "device=cpu"]
+    program = (
+        "import sys; from bdia_exp.cli import main; "
+        f"main(['sample', *{words}], standalone_mode=False); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert done.stdout.decode().split()[-1] == "False"

@@ -66,8 +66,10 @@ class Conv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.zeros(cout)) if kernel else None
         if up or down:
-            line = torch.tensor(self.taps, dtype=torch.float32) / sum(self.taps)
-            self.register_buffer("resample_filter", torch.outer(line, line)[None, None])
+            # Plain numbers: on the meta device, products of tensors would load PyTorch's compiler.
+            line = [tap / sum(self.taps) for tap in self.taps]
+            plane = torch.tensor([[a * b for b in line] for a in line], dtype=torch.float32)
+            self.register_buffer("resample_filter", plane[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         around = len(self.taps) // 2 - 1

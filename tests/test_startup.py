@@ -31,7 +31,7 @@ def test_a_heavy_package_waits_until_it_is_needed(loaded, package):
 
 
 def test_sampling_does_not_load_pytorchs_compiler(tmp_path):
-    """It takes as long to load as PyTorch itself; products of tensors on the meta device load it."""
+    """It takes as long to load as PyTorch. Products of tensors on the meta device load it."""
     words = ["sampler=ddim", "nfe=1", "images=1", "save=none", f"out={tmp_path}", "device=cpu"]
     program = (
         "import sys; from bdia_exp.cli import main; "

@@ -60,7 +60,7 @@ class Trip:
     device: str
     inversion: Inversion
     grid: Grid
-    source: Path
+    source: str | Path  # where the images are, as a record names it
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor | None  # int64 [N]; None for a model without classes
     texts: Prompts | None  # what each image shows, for a text model
@@ -84,7 +84,9 @@ class Trip:
             raise UserError(f"strength={asked.strength} leaves no step: give a larger value")
         levels = levels[-gone - 1 :]
         way.growth(levels)  # raises UserError for a γ that cannot be undone
-        found = ImageSet(checkpoints.located(asked.images), fit=about.image_shape)
+        located = checkpoints.located(asked.images)
+        found = ImageSet(located, fit=about.image_shape)
+        source = found.path if located == asked.images else asked.images
         rows = found.first(asked.limit)
         images = found.read(rows)
         for note in found.remarks(found.transparent):
@@ -106,9 +108,7 @@ class Trip:
             more |= {"to": asked.to, "classify": asked.classify and asked.features.config}
         run = claim(asked, lambda known: identity_of(asked, known, **more), f"{command}-")
         run.require_ours()
-        return cls(
-            asked, command, run, device, way, levels, found.path, images, labels, own, target
-        )
+        return cls(asked, command, run, device, way, levels, source, images, labels, own, target)
 
     @property
     def done(self) -> bool:

@@ -149,7 +149,7 @@ def of_latents(given: Any) -> Iterator[Row]:
     words = ["model=sd15", "model.checkpoint=random:0"] if given.sd else ["model=tiny-sd"]
     plain, asked = (settings("sample", [*words, *how]) for how in ([], given.how))
     usual, model = plain.load(given.device), asked.load(given.device)
-    seeds = range(given.batch or 2)
+    seeds = range(given.batch or (2 if given.sd else 16))
     noises = [torch.randn(model.shape, generator=torch.Generator().manual_seed(k)) for k in seeds]
     for name, method in METHODS.items():
         pipeline = StableDiffusionPipeline(

@@ -71,6 +71,13 @@ def measured(made: Tensor, pictures: Tensor) -> dict[str, object]:
     }
 
 
+def by_method(file: Path) -> tuple[str, int]:
+    """The method and the timesteps of a cell's record."""
+    _, _, cell = file.parent.name.partition("-")
+    method, _, steps = cell.rpartition("-")
+    return method.replace("_", " "), int(steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,7 +85,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="that of `reproduce controlnet-mini`")
     folder = parser.parse_args().folder
     pictures = ImageSet(locate(PICTURES))
-    runs = sorted(folder.glob("cells/*/record.json"), key=lambda file: file.parent.name)
+    runs = sorted(folder.glob("cells/*/record.json"), key=by_method)
     found, strips = {}, {}
     spread = torch.linspace(0, len(pictures) - 1, SHOWN).long().tolist()
     shown = pictures.read(spread)
@@ -86,7 +93,7 @@ def main() -> None:
     strips["edges"] = contact_sheet(canny(shown), SHOWN)
     for file in runs:
         images = ImageSet(file.parent)
-        name = file.parent.name
+        name = "{} at {}".format(*by_method(file))
         rows = range(len(images))
         found[name] = measured(images.read(rows), pictures.read(rows))
         strips[name] = contact_sheet(images.read(spread), SHOWN)

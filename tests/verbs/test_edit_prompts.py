@@ -104,7 +104,6 @@ def test_the_bundled_edits_are_of_the_bundled_images(kind):
     assert {colour for _, colour in shown} == {*range(len(TINTS))}
 
 
-@pytest.mark.quick
 def test_an_edit_of_bundled_garments_is_judged(tmp_path):
     words = ("model=mini_sd", "pairs=bundled:fashion_edits_colour.csv", "classify=true", "nfe=10")
     limits = ("limit=6", "strength=0.8", "sampler.gamma=0.96", "device=cpu")

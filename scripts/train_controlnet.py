@@ -19,8 +19,15 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from latent_training import (
+    Captions,
+    Stage,
+    diffusion_loss,
+    latents_of,
+    read_images,
+    record_of,
+)
 from omegaconf import OmegaConf
-from stages import Stage, diffusion_loss, latents_of, tokens_of
 from torch import Tensor
 
 from bdia_exp.extras import require
@@ -41,17 +48,13 @@ def train(cfg: Any, model: StableDiffusion, images: Tensor, captions: np.ndarray
     with torch.no_grad():
         z = latents_of(model.parts["vae"], images) * model.scaling
         edges = torch.cat([canny(part)[:, :1] for part in images.split(1000)])
-        tokens = tokens_of(model.tokenizer, captions.flatten().tolist())
-        tokens = tokens.view(*captions.shape, -1)
-        nothing = tokens_of(model.tokenizer, [""])[0]
+    texts = Captions(captions, model.tokenizer)
     abar = torch.tensor(model.schedule.abar, dtype=torch.float32, device=cfg.device)
 
     def loss_of(rng: torch.Generator) -> Tensor:
-        u = torch.rand(3, own.batch, generator=rng, device=cfg.device).cpu()
-        pick, which = (u[0] * len(z)).long(), (u[1] * captions.shape[1]).long()
-        text = torch.where((u[2] < own.empty)[:, None], nothing, tokens[pick, which])
+        pick, tokens = texts.draw(rng, own.batch, own.empty)
         with torch.no_grad():
-            states = model.parts["text_encoder"](text.to(cfg.device)).last_hidden_state
+            states = model.parts["text_encoder"](tokens.to(cfg.device)).last_hidden_state
         shown = (edges[pick].to(cfg.device) / 255).expand(-1, 3, -1, -1)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -72,26 +75,17 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     cfg: Any = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    data = np.load(Path(cfg.data) / "train.npz")
-    images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous()
     model = load(cfg.base, device=cfg.device)
-    stage = train(cfg, model, images, data["captions"])
+    stage = train(cfg, model, *read_images(Path(cfg.data) / "train.npz"))
     folder = out / "mini_controlnet"
     shutil.rmtree(folder, ignore_errors=True)
     net: Any = stage.net["controlnet"]
     net.half().save_pretrained(folder)
-    rows = np.loadtxt(stage.log, delimiter=",", skiprows=1, ndmin=2)
     record = {
-        "command": " ".join(["python scripts/train_controlnet.py --config", config, *overrides]),
-        "config": OmegaConf.to_container(cfg),
+        **record_of("train_controlnet.py", cfg, config, overrides),
         "base": model.provenance,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "parameters": parameter_count(net),
-        "images_seen": stage.seen,
-        "seconds": round(stage.seconds),
-        "images_per_second": round(stage.seen / max(stage.seconds, 1), 1),
-        "loss": rows[:, :2].tolist(),
+        **stage.record(),
     }
     (out / "mini_controlnet.json").write_text(json.dumps({"training": record}, indent=1) + "\n")
     print(f"wrote {folder} and {out / 'mini_controlnet.json'}")

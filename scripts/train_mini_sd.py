@@ -23,8 +23,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from latent_training import (
+    Captions,
+    Stage,
+    diffusion_loss,
+    latents_of,
+    read_images,
+    record_of,
+    scaled,
+)
 from omegaconf import OmegaConf
-from stages import Stage, diffusion_loss, latents_of, scaled, tokens_of
 from torch import Tensor, nn
 
 from bdia_exp.models import parameter_count
@@ -104,19 +112,15 @@ def train_diffusion(cfg: Any, z: Tensor, captions: np.ndarray, tokenizer: Any) -
         "unet": network("unet", cfg),
     }
     stage = Stage("diffusion", parts, cfg)
-    tokens = tokens_of(tokenizer, captions.flatten().tolist()).view(*captions.shape, -1)
-    nothing = tokens_of(tokenizer, [""])[0]
+    texts = Captions(captions, tokenizer)
     abar = torch.tensor(schedule(cfg.network.scheduler).abar, device=cfg.device)
 
     def loss_of(rng: torch.Generator) -> Tensor:
-        own, count = cfg.diffusion, cfg.diffusion.batch
-        u = torch.rand(3, count, generator=rng, device=cfg.device).cpu()
-        pick, which = (u[0] * len(z)).long(), (u[1] * captions.shape[1]).long()
-        text = torch.where((u[2] < own.empty)[:, None], nothing, tokens[pick, which])
-        nets: Any = stage.net
+        own, nets = cfg.diffusion, dict(stage.net.items())
+        pick, tokens = texts.draw(rng, own.batch, own.empty)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            states = nets["text_encoder"](text.to(cfg.device)).last_hidden_state
+            states = nets["text_encoder"](tokens.to(cfg.device)).last_hidden_state
             return nets["unet"](x, t, states).sample
 
         return diffusion_loss(predict, z[pick].to(cfg.device), rng, abar, own.snr)
@@ -152,28 +156,6 @@ def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
     return folder
 
 
-def record_of(cfg: Any, config: str, overrides: tuple[str, ...], stages: list[Stage]) -> dict:
-    """How the networks were trained."""
-    found: dict[str, Any] = {
-        "command": " ".join(["python scripts/train_mini_sd.py --config", config, *overrides]),
-        "config": OmegaConf.to_container(cfg),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    for stage in stages:
-        rows = np.zeros((0, 2))
-        if stage.seen:
-            rows = np.loadtxt(stage.log, delimiter=",", skiprows=1, ndmin=2)
-        found[stage.file.stem] = {
-            "parameters": {name: parameter_count(net) for name, net in stage.net.items()},
-            "images_seen": stage.seen,
-            "seconds": round(stage.seconds),
-            "images_per_second": round(stage.seen / max(stage.seconds, 1), 1),
-            "loss": rows[:, :2].tolist(),
-        }
-    return {"training": found}
-
-
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
 @click.argument("overrides", nargs=-1)
@@ -181,17 +163,19 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     cfg: Any = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
     out, data = Path(cfg.out), Path(cfg.data)
     out.mkdir(parents=True, exist_ok=True)
-    train = np.load(data / "train.npz")
-    images = torch.from_numpy(train["images"]).permute(0, 3, 1, 2).contiguous()
+    images, captions = read_images(data / "train.npz")
     autoencoder, (vae, z) = train_autoencoder(cfg, images)
     if cfg.stop == "autoencoder":
         return
     longest = cfg.network.text_encoder.max_position_embeddings
     tokenizer = tokenizer_of(data / "tokenizer", longest)
-    diffusion = train_diffusion(cfg, z, train["captions"], tokenizer)
-    record = record_of(cfg, config, overrides, [autoencoder, diffusion])
+    diffusion = train_diffusion(cfg, z, captions, tokenizer)
+    record = record_of("train_mini_sd.py", cfg, config, overrides)
+    for stage in (autoencoder, diffusion):
+        counts = {name: parameter_count(net) for name, net in stage.net.items()}
+        record[stage.file.stem] = {"parameters": counts, **stage.record()}
     folder = write(cfg, vae, diffusion, tokenizer)
-    (out / "mini_sd.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "mini_sd.json").write_text(json.dumps({"training": record}, indent=1) + "\n")
     print(f"wrote {folder} and {out / 'mini_sd.json'}")
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.jobs import coefficients
-from bdia_exp.jobs.asked import as_key, hints_of, sources_of
-from bdia_exp.jobs.controls import computed
+from bdia_exp.jobs.asked import as_key, computed_from, hints_of, sources_of
 from bdia_exp.jobs.gammas import full_name
 from bdia_exp.jobs.settings import (
     Comparing,
@@ -226,7 +225,7 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
         for key in (as_key(f.name) for f in fields(kind) if f.name not in asked.unused)
     }
     if isinstance(asked, Drawing) and asked.control:
-        chosen["control_kind"] = computed(asked.control)[0]
+        chosen["control_kind"] = computed_from(asked.control)[0]
     for what, name in files_of(asked).items():
         then = known.get(what)
         if name.startswith("random:") and (not then or str(then).startswith("random:")):

@@ -255,7 +255,8 @@ class Editing(RoundTrip):
         super().check()
         if (self.to is None) == (self.pairs is None):
             raise UserError(
-                "give to=, the new class or the new prompt, or pairs=FILE, for each image"
+                "give to=, the new class or the new prompt, or pairs=FILE with the prompts of each "
+                "image"
             )
         if self.pairs is not None and self.prompt is not None:
             raise UserError("pairs= has the prompts of the images: leave prompt= out")

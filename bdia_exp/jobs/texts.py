@@ -69,7 +69,7 @@ class Texts:
 def require_no_text(asked: Solving, *keys: str) -> None:
     """Raises UserError if one of these keys, which are for models of texts, is given."""
     for key in keys:
-        if getattr(asked, key) is not None:
+        if getattr(asked, key, None) is not None:
             raise UserError(f"{key}=: this model takes no text; leave {key}= out")
 
 
@@ -82,7 +82,7 @@ def texts_of(
     """
     to, pairs = (asked.to, asked.pairs) if isinstance(asked, Editing) else (None, None)
     if not about.takes_text:
-        require_no_text(asked, "prompt", *["pairs"] * (pairs is not None), "guidance")
+        require_no_text(asked, "prompt", "pairs", "guidance")
         if to is not None and not isinstance(to, int):
             raise UserError(f"to={to}: this model takes no text; give the number of a class")
         return None, to

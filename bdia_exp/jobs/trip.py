@@ -86,6 +86,7 @@ class Trip:
         way.growth(levels)  # raises UserError for a γ that cannot be undone
         located = checkpoints.located(asked.images)
         found = ImageSet(located, fit=about.image_shape)
+        # Of a name such as bundled:FILE a record keeps the name, not its path on this machine.
         source = found.path if located == asked.images else asked.images
         rows = found.first(asked.limit)
         images = found.read(rows)

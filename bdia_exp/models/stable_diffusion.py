@@ -66,8 +66,8 @@ class StableDiffusion:
         self.device = next(parts["unet"].parameters()).device
         self.body = next(parts["unet"].parameters()).dtype
         self._empty: Tensor | None = None
-        how, self._small = running or Running(), side * side <= SMALL
-        self._rows = batching.ROWS if self._small else 1
+        how = running or Running()
+        self._rows = batching.ROWS if side * side <= SMALL else 1
         self._network = how.caller(self._unet, self._rows)
         self._texts, self._pixels, self._latents = (
             how.caller(part, self._rows, graphs=False)
@@ -118,7 +118,7 @@ class StableDiffusion:
 
     def _together(self, rows: Tensor) -> int:
         """How many of these images or texts go through a network at once."""
-        return 1 if self.device.type == "cpu" and not self._small else len(rows)
+        return 1 if self.device.type == "cpu" and self._rows == 1 else len(rows)
 
     def _unet(self, x: Tensor, t: Tensor, embedding: Tensor, shown: Tensor | None) -> Tensor:
         x = x.to(self.body)

@@ -57,10 +57,7 @@ class EditComparison(Asked):
         positive("limit", self.limit)
 
 
-SHARED = (
-    *("images", "limit", "class", "prompt", "pairs", "to"),
-    *("strength", "guidance", "device"),
-)
+SHARED = ("images", "limit", "class", "prompt", "pairs", "to", "strength", "guidance", "device")
 """The keys that are passed unchanged to every run of `edit`."""
 
 

@@ -93,13 +93,13 @@ def test_its_folder_is_a_checkpoint_of_sample(whole, tmp_path):
 
 def test_followed_edges_are_measured():
     """Equal images have F1 = 1; an image whose edges are elsewhere has 0."""
-    measured = script("controlnet")
+    measured = script("controlnet").measured
     images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     images[:, :, 4:12, 4:12] = 200
     moved = images.roll(16, 3)
-    assert measured.measured(images, images)["f1"] == pytest.approx(1)
-    assert measured.measured(moved, images)["f1"] == 0
-    assert measured.measured(images.roll(1, 3), images)["f1"] > 0.9  # within one pixel
-    low, high = measured.measured(torch.cat([images[:2], moved[:1]]), images)["f1_interval"]
-    assert low < 2 / 3 < high
+    assert measured(images, images)["f1"] == {"value": 1, "half_width": 0}
+    assert measured(moved, images)["f1"]["value"] == 0
+    assert measured(images.roll(1, 3), images)["f1"]["value"] > 0.9  # within one pixel
+    mixed = measured(torch.cat([images[:2], moved[:1]]), images)["f1"]
+    assert abs(mixed["value"] - 2 / 3) < min(mixed["half_width"], 0.01)
     assert canny(images)[:, 0].any()

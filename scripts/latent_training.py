@@ -1,13 +1,14 @@
-"""What the training scripts of latent models share: resumable stages, and the loss of diffusion."""
+"""What the training scripts of latent models share: stages, captions, the loss, and records."""
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bdia_exp.store.files import atomic
@@ -85,6 +86,54 @@ class Stage:
                 losses, began, first = [], time.time(), self.seen
         self.net.load_state_dict(self.ema)
         return self.net.eval().requires_grad_(False)
+
+    def record(self) -> dict[str, Any]:
+        """How far the training came, and its losses as [images seen, mean loss]."""
+        rows = np.zeros((0, 2))
+        if self.seen:
+            rows = np.loadtxt(self.log, delimiter=",", skiprows=1, ndmin=2)
+        return {
+            "images_seen": self.seen,
+            "seconds": round(self.seconds),
+            "images_per_second": round(self.seen / max(self.seconds, 1), 1),
+            "loss": rows[:, :2].tolist(),
+        }
+
+
+def record_of(script: str, cfg: Any, config: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """How a training was started."""
+    return {
+        "command": " ".join([f"python scripts/{script} --config", config, *overrides]),
+        "config": OmegaConf.to_container(cfg),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def read_images(file: Path) -> tuple[Tensor, np.ndarray]:
+    """The images of scripts/captions.py, uint8 [N, C, H, W], and their captions, texts [N, K]."""
+    data = np.load(file)
+    return torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous(), data["captions"]
+
+
+class Captions:
+    """The tokens of all captions, texts [N, K]."""
+
+    def __init__(self, texts: np.ndarray, tokenizer: Any):
+        tokens = tokens_of(tokenizer, texts.flatten().tolist())
+        self.tokens = tokens.view(*texts.shape, -1)
+        self.nothing = tokens_of(tokenizer, [""])[0]
+
+    def draw(self, rng: torch.Generator, count: int, empty: float) -> tuple[Tensor, Tensor]:
+        """Images by their places, int64 [count], and the tokens of a caption of each.
+
+        A share `empty` of the captions is replaced by the empty prompt.
+        """
+        images, texts = self.tokens.shape[:2]
+        u = torch.rand(3, count, generator=rng, device=rng.device).cpu()
+        pick, which = (u[0] * images).long(), (u[1] * texts).long()
+        own = torch.where((u[2] < empty)[:, None], self.nothing, self.tokens[pick, which])
+        return pick, own
 
 
 def latents_of(vae: Any, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Batches whose rows do not depend on the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -8,23 +9,30 @@ from torch import Tensor
 ROWS = 16
 """Convolution and matrix kernels of the CPU give a row the same bits in every batch of at least
 this many rows, but different bits (by 1e-7) in smaller batches (tests/test_batching.py)."""
+MOST = 32
+"""Rows of one call on a CPU. Larger calls are at best as fast (bench/layout.py), and in large
+networks slower: what is computed between two layers no longer fits into the cache."""
 
 
 def in_full_rows(
     function: Callable[..., Tensor], x: Tensor, *others: Tensor | None, rows: int | None = None
 ) -> Tensor:
-    """function(x, *others) on a batch padded to a multiple of `rows` (ROWS); padding is removed.
+    """function(x, *others) on a batch padded to a multiple of ROWS; padding is removed.
 
-    Arguments that are None or have another number of rows than x are passed unchanged.
+    On a CPU it is called with at most MOST rows at a time, elsewhere once. `rows` is another
+    number for both. Arguments that are None or have another number of rows than x are passed
+    unchanged.
     """
-    count = x.shape[0]
+    count = len(x)
     missing = -count % (rows or ROWS)
-    if not missing:
-        return function(x, *others)
+    size = rows or MOST if x.device.type == "cpu" else count + missing
 
-    def pad(y: Tensor | None) -> Tensor | None:
+    def calls(y: Tensor | None) -> Iterable[Tensor | None]:
         if y is None or y.shape[:1] != x.shape[:1]:
-            return y
-        return torch.cat([y, y[-1:].expand(missing, *y.shape[1:])])
+            return repeat(y)
+        if missing:
+            y = torch.cat([y, y[-1:].expand(missing, *y.shape[1:])])
+        return y.split(size)
 
-    return function(*(pad(y) for y in (x, *others)))[:count]
+    found = [function(*inputs) for inputs in zip(*map(calls, (x, *others)), strict=False)]
+    return torch.cat(found)[:count] if len(found) > 1 else found[0][:count]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of the bundled model as ratios: memory layout, dtype and threads, measured in turn.
+"""Speed of the bundled model as ratios: memory layout, rows of a call, dtype and threads, in turn.
 
     python bench/layout.py [--out FOLDER]
 
@@ -13,20 +13,28 @@ import time
 import torch
 from measuring import as_script, options, report
 
+from bdia_exp import batching
+from bdia_exp.batching import MOST
 from bdia_exp.models.edm import EDM, load
 from bdia_exp.samplers.schedules import edm
 
+LAST, FIRST = torch.channels_last, torch.contiguous_format
 ROWS = {
-    "contiguous, float32, 1 thread": (torch.contiguous_format, None, 1),
-    "channels last, float32, 1 thread": (torch.channels_last, None, 1),
-    "channels last, bfloat16, 1 thread": (torch.channels_last, torch.bfloat16, 1),
-    "contiguous, float32, 2 threads": (torch.contiguous_format, None, 2),
-    "channels last, float32, 2 threads": (torch.channels_last, None, 2),
+    "contiguous, float32, 1 thread": (FIRST, None, 1, MOST),
+    "channels last, float32, 1 thread": (LAST, None, 1, MOST),
+    "the same in calls of 16 rows": (LAST, None, 1, 16),
+    "the same in one call": (LAST, None, 1, 64),
+    "channels last, bfloat16, 1 thread": (LAST, torch.bfloat16, 1, MOST),
+    "contiguous, float32, 2 threads": (FIRST, None, 2, MOST),
+    "channels last, float32, 2 threads": (LAST, None, 2, MOST),
+    "the same in calls of 16 rows, 2 threads": (LAST, None, 2, 16),
+    "the same in one call, 2 threads": (LAST, None, 2, 64),
 }
 
 
-def speed(model: EDM, layout, dtype, threads: int) -> float:
-    """Images per second of one evaluation."""
+def speed(model: EDM, layout, dtype, threads: int, rows: int) -> float:
+    """Images per second of one evaluation, in calls of so many rows."""
+    batching.MOST = rows
     torch.set_num_threads(threads)
     model.net.to(memory_format=layout).body_dtype = dtype
     z, labels = torch.randn(64, *model.shape).double(), torch.arange(64) % model.num_classes

@@ -4,9 +4,9 @@
     python bench/overhead.py --full           # EDM's CIFAR-10 network with random weights
 
 Two runs of the verb, from reading the checkpoint to its record: scored with save=none, and
-save=folder. Their limit is NFE calls of the bare network for every batch, and for the scored run
-the features of all images, with nothing else. All are run in turn. The goal is a ratio of 1.05, or
-1.02 with --full. The words after the options are those of `bdia-exp sample`.
+save=folder. Their limit is NFE calls of the bare network for every 32 images, and for the scored
+run the features of all images, with nothing else. All are run in turn. The goal is a ratio of 1.05,
+or 1.02 with --full. The words after the options are those of `bdia-exp sample`.
 """
 
 import json
@@ -21,6 +21,7 @@ from measuring import Row, as_script, in_turn, options, ratio, report
 from safetensors.torch import save_file
 
 from bdia_exp import dist
+from bdia_exp.batching import MOST
 from bdia_exp.cli.configs import settings
 from bdia_exp.cli.words import expand
 from bdia_exp.jobs.sampling import Job
@@ -49,12 +50,11 @@ def asked_of(words: Sequence[str]) -> Sampling:
 
 
 def bare(model: EDM, asked: Sampling) -> None:
-    """As many calls of the network as the run has, on one batch of numbers in its layout."""
-    x = torch.randn(asked.batch, *model.shape).to(memory_format=torch.channels_last)
-    labels = torch.eye(model.num_classes)[torch.arange(asked.batch) % model.num_classes]
-    batches = len(asked.wanted) // asked.batch
+    """As many calls of the network as the run has, on full rows of numbers in its layout."""
+    x = torch.randn(MOST, *model.shape).to(memory_format=torch.channels_last)
+    labels = torch.eye(model.num_classes)[torch.arange(MOST) % model.num_classes]
     with torch.inference_mode():
-        for _ in range(batches * asked.nfe):
+        for _ in range(len(asked.wanted) // MOST * asked.nfe):
             model.net(x, torch.tensor(1.0), labels)
 
 

@@ -3,21 +3,27 @@
 import pytest
 import torch
 
-from bdia_exp.batching import ROWS, in_full_rows
+from bdia_exp.batching import MOST, ROWS, in_full_rows
 from bdia_exp.models.edm import EDM, EDMPrecond
 from bdia_exp.samplers.schedules import edm, linear_vp
 
 
-def test_pads_and_cuts():
+def test_a_batch_is_cut_and_padded():
     seen = []
 
     def double(x, y, z):
         seen.append((x.shape[0], y.shape[0], z))
         return 2 * x + y
 
-    x, one_row = torch.randn(ROWS + 3, 2), torch.randn(1, 2)
+    x, one_row = torch.randn(MOST + 3, 2), torch.randn(1, 2)
     assert torch.equal(in_full_rows(double, x, one_row, None), 2 * x + one_row)
-    assert seen == [(2 * ROWS, 1, None)]
+    assert seen == [(MOST, 1, None), (ROWS, 1, None)]
+    seen.clear()
+    assert torch.equal(in_full_rows(double, x, one_row, None, rows=10), 2 * x + one_row)
+    assert seen == [(10, 1, None)] * 4
+    seen.clear()
+    in_full_rows(double, x.to("meta"), one_row.to("meta"), None)
+    assert seen == [(MOST + ROWS, 1, None)]  # a GPU has them all at once
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

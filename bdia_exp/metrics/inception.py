@@ -38,7 +38,7 @@ COUNTER = "num_batches_tracked"  # of batch norms: in some files, never used
 SIDE = 299
 LAYERS = {64: "MaxPool_1", 192: "MaxPool_2", 768: "Mixed_6e", 2048: "Mixed_7c"}
 """By number of features: the layer whose channels are averaged."""
-CHUNK = {"cpu": 32, "cuda": 256}  # images at a time: the first layers need 10 MB per image
+CHUNK = 256  # images at a time: the first layers need 10 MB per image
 
 
 def _tensorflow(x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class InceptionFeatures:
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             )
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            parts = images.split(CHUNK[self.device.type])
+            parts = images.split(CHUNK)
             features = torch.cat([in_full_rows(self._features, part) for part in parts])
         return Features(features, None if self.head is None else features @ self.head.T)
 

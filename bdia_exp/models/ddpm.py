@@ -1,4 +1,7 @@
-"""DDPM's network as in the DDIM and PNDM programs, and their checkpoints as models."""
+"""DDPM's network as in the DDIM and PNDM programs, and their checkpoints as models.
+
+Results of convolutions and norms are changed in place, as in `layers`.
+"""
 
 import math
 import re
@@ -35,8 +38,10 @@ class _Block(nn.Module):
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(F.silu(temb))[:, :, None, None]
-        return self.nin_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = h.add_(self.temb_proj(F.silu(temb))[:, :, None, None])
+        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
+        return h.add_(self.nin_shortcut(x))
 
 
 class _Attention(nn.Module):
@@ -51,7 +56,7 @@ class _Attention(nn.Module):
         h = self.norm(x)
         q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return x + self.proj_out(mixed.reshape(x.shape))
+        return self.proj_out(mixed.reshape(x.shape)).add_(x)
 
 
 class _Down(nn.Module):

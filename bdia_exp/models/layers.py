@@ -1,7 +1,8 @@
 """The layers of EDM's U-Nets, down to the residual block with its attention.
 
 Parameters have the names and shapes of the published checkpoints, whose weights load by name. They
-are cast to the dtype of a layer's input.
+are cast to the dtype of a layer's input. What a convolution or a norm has just made is changed in
+place: the numbers are the same, and less memory is read and written.
 """
 
 import math
@@ -178,17 +179,17 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         skip = x if self.skip is None else self.skip(x)
-        x = self.conv0(F.silu(self.norm0(x)))
+        x = self.conv0(F.silu(self.norm0(x), inplace=True))
         modulation = self.affine(emb)[:, :, None, None].to(x.dtype)
         if self.adaptive:
             scale, shift = modulation.chunk(2, dim=1)
-            x = F.silu(shift + self.norm1(x) * (scale + 1))
+            x = F.silu(self.norm1(x).mul_(scale + 1).add_(shift), inplace=True)
         else:
-            x = F.silu(self.norm1(x + modulation))
+            x = F.silu(self.norm1(x.add_(modulation)), inplace=True)
         x = self.conv1(F.dropout(x, self.dropout, self.training))
-        x = (x + skip) * self.skip_scale
+        x = x.add_(skip).mul_(self.skip_scale)
         if self.heads:
-            x = (self.proj(self._attend(self.norm2(x))) + x) * self.skip_scale
+            x = self.proj(self._attend(self.norm2(x))).add_(x).mul_(self.skip_scale)
         return x
 
     def _attend(self, x: Tensor) -> Tensor:

@@ -76,21 +76,22 @@ class Running:
         return net.eval().requires_grad_(False)
 
     def caller(
-        self, function: Callable[..., Tensor], rows: int | None = None, *, graphs: bool = True
+        self, function: Callable[..., Tensor], *, full: bool = True, graphs: bool = True
     ) -> Callable[..., Tensor]:
         """A function of tensors, such as a network, that is run in this way.
 
-        Its first argument is a batch, padded to a multiple of `rows` (None: ROWS). Where kernels or
-        graphs are made for one shape, every batch is padded to the largest so far, so a smaller
-        last batch makes no new ones. With `graphs=False` there is no CUDA graph. The result raises
-        UserError if the function cannot be compiled.
+        Its first argument is a batch, with `full` in full rows (`batching`). Where kernels or
+        graphs are made for one shape, every batch has this shape, so a smaller last batch makes no
+        new ones: a CPU has full rows of batching.ROWS, and elsewhere a batch is padded to the
+        largest so far. With `graphs=False` there is no CUDA graph. The result raises UserError if
+        the function cannot be compiled.
         """
         graphed = graphs and self.uses_graphs
         if self.compiles:
             function = _compiled(function, self.compile)
         if graphed:
             function = Graphed(function)
-        return _Padded(function, rows, fixed=self.compiles or graphed)
+        return _Padded(function, full=full, fixed=self.compiles or graphed)
 
 
 def number(value: float, device: torch.device) -> Tensor:
@@ -99,15 +100,19 @@ def number(value: float, device: torch.device) -> Tensor:
 
 
 class _Padded:
-    """A function of batches, padded to a multiple of `unit` rows, or to the largest so far."""
+    """A function of batches in full rows, and if `fixed` of one shape (`Running.caller`)."""
 
-    def __init__(self, function: Callable[..., Tensor], unit: int | None, *, fixed: bool):
-        self.function, self.unit, self.fixed = function, unit, fixed
+    def __init__(self, function: Callable[..., Tensor], *, full: bool, fixed: bool):
+        self.function, self.full, self.fixed = function, full, fixed
         self.largest = 0
 
     def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
-        unit = self.unit or batching.ROWS
-        if self.fixed:
+        if not (self.full or self.fixed):
+            return self.function(x, *others)
+        if not self.fixed:
+            return batching.in_full_rows(self.function, x, *others)
+        unit = batching.ROWS if self.full else 1
+        if not (self.full and x.device.type == "cpu"):
             self.largest = unit = max(self.largest, len(x) + -len(x) % unit)
         return batching.in_full_rows(self.function, x, *others, rows=unit)
 

@@ -67,10 +67,11 @@ class StableDiffusion:
         self.body = next(parts["unet"].parameters()).dtype
         self._empty: Tensor | None = None
         how = running or Running()
-        self._rows = batching.ROWS if side * side <= SMALL else 1
-        self._network = how.caller(self._unet, self._rows)
+        small = side * side <= SMALL
+        self._rows = batching.ROWS if small else 1
+        self._network = how.caller(self._unet, full=small)
         self._texts, self._pixels, self._latents = (
-            how.caller(part, self._rows, graphs=False)
+            how.caller(part, full=small, graphs=False)
             for part in (self._encoded, self._decoded, self._mode)
         )
 

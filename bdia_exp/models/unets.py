@@ -188,7 +188,7 @@ class SongUNet(_UNet):
             emb = emb + self.map_augment(augment_labels)
         emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
         norm, conv = self._tail
-        return self.dec[conv](F.silu(self.dec[norm](self._walk(x, emb))))
+        return self.dec[conv](F.silu(self.dec[norm](self._walk(x, emb)), inplace=True))
 
 
 class DhariwalUNet(_UNet):
@@ -247,7 +247,7 @@ class DhariwalUNet(_UNet):
         if self.map_label is not None:
             labels = _drop_labels(class_labels, self.label_dropout, self.training)
             emb = emb + self.map_label(labels)
-        return self.out_conv(F.silu(self.out_norm(self._walk(x, F.silu(emb)))))
+        return self.out_conv(F.silu(self.out_norm(self._walk(x, F.silu(emb))), inplace=True))
 
 
 def _only(name: str, value: str, *supported: str) -> None:

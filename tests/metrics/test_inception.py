@@ -158,7 +158,7 @@ def test_grey_images_are_taken_three_times(extractor):
 
 
 def test_an_image_does_not_depend_on_its_batch_to_the_bit(extractor, monkeypatch):
-    monkeypatch.setitem(inception.CHUNK, "cpu", 16)
+    monkeypatch.setattr(inception, "CHUNK", 16)
     whole = extractor(torch.cat([IMAGES] * 6)).features  # more than one chunk
     assert torch.equal(extractor(IMAGES[1:2]).features, whole[1:2])
     assert torch.equal(whole[:3], whole[15:])

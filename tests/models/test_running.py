@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bdia_exp import batching
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import automatic, identity_of
@@ -31,23 +32,32 @@ class Shapes:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_smaller_last_batch_makes_no_new_shape(compiled, monkeypatch):
+@pytest.mark.parametrize(
+    ("compiled", "full", "shapes"),
+    [
+        (False, True, [12, 4, 12, 20]),
+        (True, True, [4] * 12),
+        (False, False, [10, 3, 10, 17]),
+        (True, False, [10, 10, 10, 17]),
+    ],
+)
+def test_a_smaller_last_batch_makes_no_new_shape(compiled, full, shapes, monkeypatch):
     seen = Shapes()
     monkeypatch.setattr("torch.compile", lambda function, **_: function)
-    call = Running(compile="default" if compiled else "off").caller(seen, 4)
+    monkeypatch.setattr(batching, "ROWS", 4)
+    call = Running(compile="default" if compiled else "off").caller(seen, full=full)
     for count in (10, 3, 10, 17):
         x, label = torch.randn(count, 2), torch.arange(count)[:, None]
         assert torch.equal(call(x, torch.tensor(2.0), label), 2 * x + label)
-    assert seen.rows == ([12, 12, 12, 20] if compiled else [12, 4, 12, 20])
+    assert seen.rows == shapes
     x = torch.randn(2, 2)
     assert torch.equal(call(x, torch.tensor(2.0), None), 2 * x)
 
 
 def test_a_compiled_network_agrees_and_compiles_once():
     net = Running().ready(network())
-    call = Running(compile="default").caller(net, 4)
-    x = torch.randn(8, 2, 6, 6)
+    call = Running(compile="default").caller(net)
+    x = torch.randn(18, 2, 6, 6)
     first = call(x)
     torch.testing.assert_close(first, net(x), rtol=0, atol=1e-5)
     with torch.compiler.set_stance("fail_on_recompile"), torch.inference_mode():

@@ -33,13 +33,17 @@ from bdia_exp.verbs.sample import sample
 SAVES = {"scored, save=none": "score=true save=none", "save=folder": "save=folder"}
 
 
-def random_network(folder: Path) -> Path:
-    """A checkpoint with the architecture of EDM's CIFAR-10 network and new weights."""
-    about = settings("sample", ["model=edm_cifar10"]).model.config["network"]
+def published() -> dict[str, Any]:
+    """The architecture of EDM's CIFAR-10 network."""
+    return dict(settings("sample", ["model=edm_cifar10"]).model.config["network"])
+
+
+def random_network(about: dict[str, Any], folder: Path) -> Path:
+    """A checkpoint with an architecture and new weights."""
     torch.manual_seed(0)
     file = folder / "random.safetensors"
     save_file(EDMPrecond(**about).state_dict(), file)
-    described = {"network": dict(about), "training": {}}
+    described = {"network": about, "training": {}}
     file.with_suffix(".json").write_text(json.dumps(described))
     return file
 
@@ -77,8 +81,8 @@ def main(words: Sequence[str] | None = None) -> None:
         root = Path(name)
         common = [*given.words, f"images={count}", f"batch={min(count, 64)}"]
         if given.full:
-            common += ["model=edm", f"model.checkpoint={random_network(root)}"]
-            common += ["features=bundled", "reference=bundled:fashion_reference.npz"]
+            common += ["model=edm", f"model.checkpoint={random_network(published(), root)}"]
+            common += ["features=garments", "reference=bundled:fashion_reference.npz"]
         asked = asked_of(common)
         device = dist.device(asked.device)
         model = Job.of(asked, device).model

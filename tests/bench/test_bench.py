@@ -76,6 +76,19 @@ def test_precision_compares_with_float32_images_of_the_same_seeds(tmp_path):
     assert other["largest difference"] > 0
 
 
+def test_overhead_compares_whole_runs_of_a_network_of_colours(tmp_path, monkeypatch):
+    """With --full; the network is a small one here."""
+    overhead = script("overhead")
+    small = overhead.published() | {"model_channels": 16, "channel_mult": [1], "num_blocks": 1}
+    monkeypatch.setattr(overhead, "published", lambda: small)
+    words = ["--full", "--images", "96", "--rounds", "1", "--out", str(tmp_path), "nfe=1"]
+    overhead.main([*words, "sampler=ddim"])
+    found = json.loads((tmp_path / "overhead-full.json").read_text())
+    assert found["network"] == "edm_cifar10, random weights"
+    seconds = [row["seconds"] for row in found["rows"]]
+    assert min(seconds[2:]) > seconds[0] > 0  # a whole run takes longer than its network
+
+
 def test_a_folder_that_is_no_checkout_is_named(tmp_path):
     with pytest.raises(SystemExit, match="is no checkout of NVlabs/edm"):
         script("against_edm").main(["--edm", str(tmp_path), "--tiny"])

@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.processes > 1:
         how += f", {given.processes} processes"
     rows = [{"device": name, "how": how, "TFLOP/s": total}]
-    rows[0] |= {"least": min(map(min, found)), "greatest": max(map(max, found))}
+    rows[0] |= {"least": sum(map(min, found)), "greatest": sum(map(max, found))}
     report("calibrate", rows, given.out)
     if not given.forget:
         print(f"kept in {pace.keep(name, total, how)}")

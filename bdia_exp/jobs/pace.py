@@ -13,10 +13,14 @@ GUESS = 30.0
 
 @dataclass(frozen=True)
 class Pace:
-    """TFLOP/s that a device sustains, and where the number comes from, in words."""
+    """TFLOP/s that a device sustains, and where the number comes from, in words.
+
+    `hours` are the hours of a plan: those of one GPU, unless a CPU was measured.
+    """
 
     tflops: float
     source: str
+    hours: str = "GPU hours"
 
     @classmethod
     def of(cls, given: float | None, device: str) -> "Pace":
@@ -37,7 +41,8 @@ class Pace:
             raise UserError(
                 f"{_file()} is damaged ({error}): remove it and run bench/calibrate.py again"
             ) from None
-        return cls(tflops, f"measured by bench/calibrate.py with {how}")
+        hours = "hours on this CPU" if device.startswith("cpu") else cls.hours
+        return cls(tflops, f"measured by bench/calibrate.py with {how}", hours)
 
 
 def keep(device: str, tflops: float, how: str) -> Path:

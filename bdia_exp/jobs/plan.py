@@ -54,7 +54,7 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, pace: P
 
     def hours(runs: list[Run]) -> str:
         flops = sum(costs.flops(runs) or ())
-        return f", {_hours(flops, pace)} GPU hours" if flops else ""
+        return f", {_hours(flops, pace)} {pace.hours}" if flops else ""
 
     left = [plan[i] for i in sorted(todo)]
     by_cell: dict[str, list[int]] = {}
@@ -80,17 +80,17 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, pace: P
 
 def _hours(flops: float, pace: Pace) -> str:
     number = flops / pace.tflops / 1e12 / 3600
-    return f"{number:,.1f}" if number >= 0.1 else "under 0.1"
+    return f"{number:,.1f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _speed(sampling: float, decoding: float, pace: Pace) -> list[str]:
-    """The GPU hours of sampling and of decoding."""
+    """The hours of sampling and of decoding."""
     if not sampling:
         return []
     of = "sampling alone"
     if decoding:
         of = f"sampling {_hours(sampling, pace)}, decoding {_hours(decoding, pace)}"
-    return [f"  GPU hours: {of}, at {pace.tflops:.6g} TFLOP/s sustained ({pace.source})"]
+    return [f"  {pace.hours}: {of}, at {pace.tflops:.6g} TFLOP/s sustained ({pace.source})"]
 
 
 def _memory(runs: list[Run], costs: Costs) -> list[str]:

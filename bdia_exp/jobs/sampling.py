@@ -187,7 +187,8 @@ def stream(
     The seeds are split into batches before the batches are shared among the ranks. An unfinished
     batch is made again completely. So no image depends on the number of processes or on a restart.
 
-    A separate thread decodes and writes each batch while the next one is sampled.
+    A separate thread writes each batch while the next one is sampled. It also decodes the batch,
+    unless sampling uses several cores of a CPU.
     """
     steps, total = len(job.grid) - 1, bar.total or 0
 
@@ -204,24 +205,33 @@ def stream(
         with _in_memory(len(seeds)):
             return job.sample(seeds, partial(advance, everyone / steps))
 
-    def finish(batch: Batch) -> Batch:
+    def decoded(batch: Batch) -> Tensor | None:
+        """The images of a batch that has only states; None if they are there or not wanted."""
+        if batch.images is not None or not places.decode:
+            return None
+        assert batch.states is not None
+        with _in_memory(len(batch.seeds)):
+            return job.model.decode(batch.states.to(job.model.device)).cpu()
+
+    def finish(batch: Batch, images: Tensor | None) -> Batch:
         if places.keep_latents and batch.nfe is not None:
             assert batch.states is not None
             places.latents.write(batch.seeds, batch.states)
-        if batch.images is None and places.decode:
-            assert batch.states is not None
-            with _in_memory(len(batch.seeds)):
-                images = job.model.decode(batch.states.to(job.model.device)).cpu()
-            if places.images:
-                places.images.write(batch.seeds, images, batch.labels)
-            return replace(batch, images=images)
-        return batch
+        images = decoded(batch) if images is None else images
+        if images is None:
+            return batch
+        if places.images:
+            places.images.write(batch.seeds, images, batch.labels)
+        return replace(batch, images=images)
 
+    # On a CPU, operations of two threads that both use several cores wait for each other.
+    here = job.model.device.type == "cpu" and torch.get_num_threads() > 1
     with ThreadPoolExecutor(1, "decode") as worker:
         pending: deque[Future[Batch]] = deque()
         try:
             for seeds in batches:
-                pending.append(worker.submit(finish, start(seeds)))
+                batch = start(seeds)
+                pending.append(worker.submit(finish, batch, decoded(batch) if here else None))
                 while len(pending) > AHEAD or (pending and pending[0].done()):
                     yield pending.popleft().result()
             while pending:

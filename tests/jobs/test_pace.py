@@ -22,6 +22,7 @@ def test_given_before_measured_before_guessed(cache):
     assert pace.keep("cpu, 2 threads", 0.05, "model=fashion_mini").parent == cache
     pace.keep("a GPU", 200.0, "model=edm_cifar10 dtype=bfloat16")
     assert Pace.of(None, "cpu, 2 threads").tflops == 0.05
+    assert Pace.of(None, "cpu, 2 threads").hours == "hours on this CPU"
     assert Pace.of(None, "a GPU") == Pace(
         200.0, "measured by bench/calibrate.py with model=edm_cifar10 dtype=bfloat16"
     )
@@ -45,4 +46,8 @@ def test_a_dry_run_says_where_its_hours_are_from(capfd, tmp_path):
     assert "at 30 TFLOP/s sustained (a guess" in capfd.readouterr().out
     pace.keep(dist.device_name("cpu"), 0.0625, f"threads {torch.get_num_threads()}")
     call("reproduce", words)
-    assert "at 0.0625 TFLOP/s sustained (measured by bench/calibrate.py" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "at 0.0625 TFLOP/s sustained (measured by bench/calibrate.py" in out
+    assert "evaluations, 0.0" in out
+    assert "hours on this CPU" in out
+    assert "GPU hours" not in out

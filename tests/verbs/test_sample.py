@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Choice
 from bdia_exp.jobs.gammas import full_name
 from bdia_exp.jobs.sampling import Job
+from bdia_exp.models.edm import EDM
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.verbs import verb
 from tests.verbs.running import QUICK, pngs, sample
@@ -261,3 +263,18 @@ def test_a_gpu_that_is_too_small_names_the_batch_to_ask_for(tmp_path, monkeypatc
     monkeypatch.setattr(Job, "sample", full)
     with pytest.raises(UserError, match=r"too small for 6 images at a time: give batch=3"):
         sample(tmp_path, "model=toy", "sampler=ddim", "nfe=1", "images=6", "batch=6")
+
+
+@pytest.mark.parametrize(("threads", "where"), [(1, "decode_0"), (2, "MainThread")])
+def test_images_are_decoded_where_no_other_thread_computes(threads, where, tmp_path, monkeypatch):
+    """Sampling on several cores is slowed down by a second thread that uses several, too."""
+    seen, decode = [], EDM.decode
+
+    def told(model, z):
+        seen.append(threading.current_thread().name)
+        return decode(model, z)
+
+    monkeypatch.setattr(EDM, "decode", told)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sample(tmp_path, "images=3", "nfe=1")
+    assert seen == [where]

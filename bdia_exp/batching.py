@@ -9,23 +9,26 @@ from torch import Tensor
 ROWS = 16
 """Convolution and matrix kernels of the CPU give a row the same bits in every batch of at least
 this many rows, but different bits (by 1e-7) in smaller batches (tests/test_batching.py)."""
-MOST = 32
-"""Rows of one call on a CPU. Larger calls are at best as fast (bench/layout.py), and in large
-networks slower: what is computed between two layers no longer fits into the cache."""
+MOST = 64
+"""Rows of one call on a CPU; larger calls are no faster (bench/layout.py). In large networks calls
+of ROWS are, because what is computed between two layers no longer fits into the cache."""
 
 
 def in_full_rows(
-    function: Callable[..., Tensor], x: Tensor, *others: Tensor | None, rows: int | None = None
+    function: Callable[..., Tensor],
+    x: Tensor,
+    *others: Tensor | None,
+    rows: int | None = None,
+    most: int | None = None,
 ) -> Tensor:
-    """function(x, *others) on a batch padded to a multiple of ROWS; padding is removed.
+    """function(x, *others) on a batch padded to a multiple of `rows` (ROWS); padding is removed.
 
-    On a CPU it is called with at most MOST rows at a time, elsewhere once. `rows` is another
-    number for both. Arguments that are None or have another number of rows than x are passed
-    unchanged.
+    On a CPU it is called with at most `most` (MOST) rows at a time, elsewhere once. Arguments that
+    are None or have another number of rows than x are passed unchanged.
     """
-    count = len(x)
-    missing = -count % (rows or ROWS)
-    size = rows or MOST if x.device.type == "cpu" else count + missing
+    count, rows = len(x), rows or ROWS
+    missing = -count % rows
+    size = max(rows, most or MOST) if x.device.type == "cpu" else count + missing
 
     def calls(y: Tensor | None) -> Iterable[Tensor | None]:
         if y is None or y.shape[:1] != x.shape[:1]:

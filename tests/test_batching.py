@@ -19,8 +19,11 @@ def test_a_batch_is_cut_and_padded():
     assert torch.equal(in_full_rows(double, x, one_row, None), 2 * x + one_row)
     assert seen == [(MOST, 1, None), (ROWS, 1, None)]
     seen.clear()
-    assert torch.equal(in_full_rows(double, x, one_row, None, rows=10), 2 * x + one_row)
-    assert seen == [(10, 1, None)] * 4
+    assert torch.equal(in_full_rows(double, x, one_row, None, most=ROWS), 2 * x + one_row)
+    assert seen == [(ROWS, 1, None)] * ((MOST + ROWS) // ROWS)
+    seen.clear()
+    assert torch.equal(in_full_rows(double, x, one_row, None, rows=70), 2 * x + one_row)
+    assert seen == [(70, 1, None)]
     seen.clear()
     in_full_rows(double, x.to("meta"), one_row.to("meta"), None)
     assert seen == [(MOST + ROWS, 1, None)]  # a GPU has them all at once

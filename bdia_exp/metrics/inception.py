@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bdia_exp.batching import in_full_rows
+from bdia_exp.batching import ROWS, in_full_rows
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.metrics.features import Features
 from bdia_exp.sources import checkpoints, fetch
@@ -113,7 +113,7 @@ class InceptionFeatures:
             )
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = images.split(CHUNK)
-            features = torch.cat([in_full_rows(self._features, part) for part in parts])
+            features = torch.cat([in_full_rows(self._features, part, most=ROWS) for part in parts])
         return Features(features, None if self.head is None else features @ self.head.T)
 
     def _features(self, images: Tensor) -> Tensor:

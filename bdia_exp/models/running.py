@@ -1,6 +1,8 @@
 """How a network is run: device, dtype, memory layout, compilation, CUDA graphs and TF32."""
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,11 +12,16 @@ from torch import Tensor, nn
 from bdia_exp import batching
 from bdia_exp.console import one_of
 from bdia_exp.errors import UserError, brief
+from bdia_exp.models import parameter_count
 from bdia_exp.models.graphs import Graphed, copied
 
 Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+LARGE = 10_000_000
+"""Networks of more parameters get calls of batching.ROWS on a CPU."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's names of what mallopt sets."""
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """The values of `compile` except off, and torch's names. `graphs` alone decides on CUDA graphs."""
 
@@ -66,10 +73,13 @@ class Running:
         """The network itself, on the device and for evaluation only: no dropout, no gradients.
 
         Its parameters are cast to `dtype` if it is given. Channels last is the faster layout for
-        convolutions, on CPUs too (bench/layout.py). On CUDA, `tf32` is set for the whole process.
+        convolutions, on CPUs too (bench/layout.py). For the whole process, `tf32` is set on CUDA,
+        and freed memory is kept on a CPU.
         """
         if self.on_cuda:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        elif self.device == "cpu":
+            keep_freed_memory()
         net = nn.Module.to(net, self.device, dtype)  # diffusers' own `to` warns of an empty list
         if channels_last:
             net = net.to(memory_format=torch.channels_last)
@@ -86,12 +96,25 @@ class Running:
         largest so far. With `graphs=False` there is no CUDA graph. The result raises UserError if
         the function cannot be compiled.
         """
+        large = isinstance(function, nn.Module) and parameter_count(function) > LARGE
         graphed = graphs and self.uses_graphs
         if self.compiles:
             function = _compiled(function, self.compile)
         if graphed:
             function = Graphed(function)
-        return _Padded(function, full=full, fixed=self.compiles or graphed)
+        return _Padded(function, full=full, fixed=self.compiles or graphed, large=large)
+
+
+def keep_freed_memory() -> None:
+    """The C library keeps up to 1 GB of freed memory for the next tensors (glibc's mallopt).
+
+    It would give much of it back to the system after every layer, and clear every page that it asks
+    for again: a tenth of the time of a small network. Other C libraries are left as they are.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
+        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def number(value: float, device: torch.device) -> Tensor:
@@ -102,19 +125,20 @@ def number(value: float, device: torch.device) -> Tensor:
 class _Padded:
     """A function of batches in full rows, and if `fixed` of one shape (`Running.caller`)."""
 
-    def __init__(self, function: Callable[..., Tensor], *, full: bool, fixed: bool):
+    def __init__(
+        self, function: Callable[..., Tensor], *, full: bool, fixed: bool, large: bool = False
+    ):
         self.function, self.full, self.fixed = function, full, fixed
+        self.most = batching.ROWS if large or fixed else None
         self.largest = 0
 
     def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
         if not (self.full or self.fixed):
             return self.function(x, *others)
-        if not self.fixed:
-            return batching.in_full_rows(self.function, x, *others)
-        unit = batching.ROWS if self.full else 1
-        if not (self.full and x.device.type == "cpu"):
-            self.largest = unit = max(self.largest, len(x) + -len(x) % unit)
-        return batching.in_full_rows(self.function, x, *others, rows=unit)
+        rows = batching.ROWS if self.full else 1
+        if self.fixed and not (self.full and x.device.type == "cpu"):
+            self.largest = rows = max(self.largest, len(x) + -len(x) % rows)
+        return batching.in_full_rows(self.function, x, *others, rows=rows, most=self.most)
 
 
 def _compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:

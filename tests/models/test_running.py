@@ -1,5 +1,8 @@
 """How a network is run: what changes nothing, what is padded, what is compiled, what is refused."""
 
+import platform
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +55,28 @@ def test_a_smaller_last_batch_makes_no_new_shape(compiled, full, shapes, monkeyp
     assert seen.rows == shapes
     x = torch.randn(2, 2)
     assert torch.equal(call(x, torch.tensor(2.0), None), 2 * x)
+
+
+def test_large_networks_get_few_rows_at_a_time():
+    net, seen = nn.Linear(4000, 2600), []  # 10.4 million parameters
+    net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
+    with torch.inference_mode():
+        Running().caller(net)(torch.randn(40, 4000))
+    assert seen == [16, 16, 16]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_not_asked_for_again():
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    Running().ready(network())
+    for _ in range(3):
+        torch.ones(4 << 20)
+    before = faults()
+    for _ in range(10):
+        torch.ones(4 << 20)  # 16 MB: 4,096 pages
+    assert faults() - before < 4096
 
 
 def test_a_compiled_network_agrees_and_compiles_once():

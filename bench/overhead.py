@@ -4,8 +4,8 @@
     python bench/overhead.py --full           # EDM's CIFAR-10 network with random weights
 
 Two runs of the verb, from reading the checkpoint to its record: scored with save=none, and
-save=folder. Their limit is NFE calls of the bare network for every 32 images, and for the scored
-run the features of all images, with nothing else. All are run in turn. The goal is a ratio of 1.05,
+save=folder. Their limit is NFE calls of the bare network for every 64 images (--full: 16), and for
+the scored run the features of all images, with nothing else. All are run in turn. The goal is a ratio of 1.05,
 or 1.02 with --full. The words after the options are those of `bdia-exp sample`.
 """
 
@@ -21,7 +21,7 @@ from measuring import Row, as_script, in_turn, options, ratio, report
 from safetensors.torch import save_file
 
 from bdia_exp import dist
-from bdia_exp.batching import MOST
+from bdia_exp.batching import MOST, ROWS
 from bdia_exp.cli.configs import settings
 from bdia_exp.cli.words import expand
 from bdia_exp.jobs.sampling import Job
@@ -53,12 +53,12 @@ def asked_of(words: Sequence[str]) -> Sampling:
     return settings("sample", overrides)
 
 
-def bare(model: EDM, asked: Sampling) -> None:
-    """As many calls of the network as the run has, on full rows of numbers in its layout."""
-    x = torch.randn(MOST, *model.shape).to(memory_format=torch.channels_last)
-    labels = torch.eye(model.num_classes)[torch.arange(MOST) % model.num_classes]
+def bare(model: EDM, asked: Sampling, rows: int) -> None:
+    """As many calls of the network as the run has, on numbers in its layout."""
+    x = torch.randn(rows, *model.shape).to(memory_format=torch.channels_last)
+    labels = torch.eye(model.num_classes)[torch.arange(rows) % model.num_classes]
     with torch.inference_mode():
-        for _ in range(len(asked.wanted) // MOST * asked.nfe):
+        for _ in range(len(asked.wanted) // rows * asked.nfe):
             model.net(x, torch.tensor(1.0), labels)
 
 
@@ -94,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> None:
             sample(asked_of([*common, *save.split(), f"out={folder}/run"]))
 
         runs: dict[str, Callable[[], None]] = {
-            "network": partial(bare, model, asked),
+            "network": partial(bare, model, asked, ROWS if given.full else MOST),
             "features": partial(features, scorer, images, count),
             **{label: partial(whole, save) for label, save in SAVES.items()},
         }

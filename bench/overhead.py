@@ -5,8 +5,8 @@
 
 Two runs of the verb, from reading the checkpoint to its record: scored with save=none, and
 save=folder. Their limit is NFE calls of the bare network for every 64 images (--full: 16), and for
-the scored run the features of all images, with nothing else. All are run in turn. The goal is a ratio of 1.05,
-or 1.02 with --full. The words after the options are those of `bdia-exp sample`.
+the scored run the features of all images, with nothing else. All are run in turn. The goal is a
+ratio of 1.05, or 1.02 with --full. The words after the options are those of `bdia-exp sample`.
 """
 
 import json

@@ -156,7 +156,7 @@ def test_table_1_from_captions_to_the_table(tmp_path, capsys):
 
 
 def test_the_plan_of_the_real_table_needs_no_weights(capsys):
-    do("reproduce", "table1", "dry_run=true")
+    do("reproduce", "table1", "dry_run=true", "tflops=30")  # whatever was measured here
     out = capsys.readouterr().out
     assert "3 cells of 20,000 images" in out
     assert "U-Net 866 M, autoencoder 84 M, text encoder 340 M" in out

@@ -53,8 +53,12 @@ def table(asked: TableDrawing) -> Record:
         write_text(root / "tables.md", text)
         records.save(root / "tables.json", drawn)
         fids.fid_curves(drawn, root / "fid.png")
-        figures.side_by_side({c.name: c.root / "sheet.png" for c in cells}, root / "samples.png")
-        say(f"\n{text}\nwritten to {root}: tables.md, tables.json, fid.png, samples.png")
+        written = "tables.md, tables.json, fid.png"
+        sheets = {c.name: file for c in cells if (file := c.root / "sheet.png").exists()}
+        if sheets:  # records alone may have been kept
+            figures.side_by_side(sheets, root / "samples.png")
+            written += ", samples.png"
+        say(f"\n{text}\nwritten to {root}: {written}")
     return drawn
 
 

@@ -78,6 +78,15 @@ def test_table_without_records_says_what_to_do(tmp_path):
         asking.table(EXPERIMENT, tmp_path)
 
 
+def test_a_table_of_records_alone(tmp_path, capsys):
+    reproduce(tmp_path, cells="EDM")
+    for file in (*tmp_path.rglob("sheet.png"), tmp_path / "samples.png"):
+        file.unlink()
+    asking.table(EXPERIMENT, tmp_path)
+    assert "tables.md, tables.json, fid.png\n" in capsys.readouterr().out
+    assert not (tmp_path / "samples.png").exists()
+
+
 def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path, capsys):
     words = ["reproduce", "demo", "limit=70", "cells=at 9", "device=cpu", "batch=16"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -10,8 +10,9 @@ ROWS = 16
 """Convolution and matrix kernels of the CPU give a row the same bits in every batch of at least
 this many rows, but different bits (by 1e-7) in smaller batches (tests/test_batching.py)."""
 MOST = 64
-"""Rows of one call on a CPU; larger calls are no faster (bench/layout.py). In large networks calls
-of ROWS are, because what is computed between two layers no longer fits into the cache."""
+"""Rows of one call on a CPU. Calls with more rows are not faster (bench/layout.py). In large
+networks they are slower than calls of ROWS, because the results of a layer do not fit into the
+cache."""
 
 
 def in_full_rows(

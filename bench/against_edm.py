@@ -14,10 +14,9 @@ ours changes how its process allocates memory.
 import importlib
 import json
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import cache, partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +69,7 @@ def imported(edm: Path) -> tuple[ModuleType, ModuleType]:
     return importlib.import_module("generate"), importlib.import_module("training.networks")
 
 
-@cache
+@lru_cache(1)
 def their_network(edm: Path, network: str, device: str) -> tuple[ModuleType, Any]:
     """EDM's generate.py and its network, from the arguments as JSON, with random weights."""
     generate, networks = imported(edm)
@@ -80,12 +79,9 @@ def their_network(edm: Path, network: str, device: str) -> tuple[ModuleType, Any
     return generate, net.eval().requires_grad_(False).to(device)
 
 
-def theirs(
-    edm: Path, network: str, seeds: Sequence[int], steps: int, device: str
-) -> tuple[Tensor, float]:
-    """Images as generate.py makes them, uint8 [B, C, R, R], through EDM's own sampler; seconds."""
+def theirs(edm: Path, network: str, seeds: Sequence[int], steps: int, device: str) -> Tensor:
+    """Images as generate.py makes them, uint8 [B, C, R, R], through EDM's own sampler."""
     generate, net = their_network(edm, network, device)
-    began = time.perf_counter()
     rng = generate.StackedRandomGenerator("cpu", seeds)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
     latents = rng.randn([len(seeds), *shape]).to(device)
@@ -95,8 +91,7 @@ def theirs(
         labels = nn.functional.one_hot(drawn, net.label_dim).to(latents)
     with torch.no_grad():
         images = generate.edm_sampler(net, latents, labels, num_steps=steps)
-    found = (images * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu()
-    return found, time.perf_counter() - began
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu()
 
 
 def ours(model: EDM, seeds: Sequence[int], steps: int) -> Tensor:
@@ -117,22 +112,19 @@ def compared(
     if running.dtype != "auto":
         our_net.body_dtype = running.body
     model = EDM(running.ready(our_net), linear_vp(), {}, running)
-    seeds, taken = range(given.batch), []
-
-    def one() -> Tensor:
-        asked = given.edm, network, seeds, given.steps, given.device
-        images, own_seconds = other.submit(theirs, *asked).result()
-        taken.append(own_seconds)
-        return images
-
-    images = [one(), ours(model, seeds, given.steps)]  # also compiles, and chooses kernels
-    taken.clear()
-    times = in_turn({"theirs": one, "ours": partial(ours, model, seeds, given.steps)}, given.rounds)
+    seeds, steps = range(given.batch), given.steps
+    asked = given.edm, network, seeds, steps, given.device
+    runs: dict[str, Callable[[], Tensor]] = {
+        "theirs": lambda: other.submit(theirs, *asked).result(),
+        "ours": partial(ours, model, seeds, steps),
+    }
+    images = [run() for run in runs.values()]  # also compiles, and chooses kernels
+    times = in_turn(runs, given.rounds)
     return {
         "network": name,
         **agreement(*images),
-        **ratio(taken, times["ours"]),
-        "seconds of theirs": min(taken),
+        **ratio(times["theirs"], times["ours"]),
+        "seconds of theirs": min(times["theirs"]),
     }
 
 

@@ -1,7 +1,7 @@
 """The layers of EDM's U-Nets, down to the residual block with its attention.
 
 Parameters have the names and shapes of the published checkpoints, whose weights load by name. They
-are cast to the dtype of a layer's input. What a convolution or a norm has just made is changed in
+are cast to the dtype of a layer's input. The result of a convolution or a norm is changed in
 place: the numbers are the same, and less memory is read and written.
 """
 

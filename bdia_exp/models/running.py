@@ -19,7 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LARGE = 10_000_000
-"""Networks of more parameters get calls of batching.ROWS on a CPU."""
+"""Networks of more parameters get batching.ROWS rows a call on a CPU."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names of what mallopt sets."""
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -96,20 +96,23 @@ class Running:
         largest so far. With `graphs=False` there is no CUDA graph. The result raises UserError if
         the function cannot be compiled.
         """
-        large = isinstance(function, nn.Module) and parameter_count(function) > LARGE
         graphed = graphs and self.uses_graphs
+        fixed = self.compiles or graphed
+        large = isinstance(function, nn.Module) and parameter_count(function) > LARGE
+        most = batching.ROWS if fixed or large else batching.MOST
         if self.compiles:
             function = _compiled(function, self.compile)
         if graphed:
             function = Graphed(function)
-        return _Padded(function, full=full, fixed=self.compiles or graphed, large=large)
+        return _Padded(function, full=full, fixed=fixed, most=most)
 
 
 def keep_freed_memory() -> None:
     """The C library keeps up to 1 GB of freed memory for the next tensors (glibc's mallopt).
 
-    It would give much of it back to the system after every layer, and clear every page that it asks
-    for again: a tenth of the time of a small network. Other C libraries are left as they are.
+    Otherwise it gives much of it back to the system after every layer, and the system clears every
+    page that is asked for again: a tenth of the time of a small network. Other C libraries are left
+    as they are.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -125,11 +128,8 @@ def number(value: float, device: torch.device) -> Tensor:
 class _Padded:
     """A function of batches in full rows, and if `fixed` of one shape (`Running.caller`)."""
 
-    def __init__(
-        self, function: Callable[..., Tensor], *, full: bool, fixed: bool, large: bool = False
-    ):
-        self.function, self.full, self.fixed = function, full, fixed
-        self.most = batching.ROWS if large or fixed else None
+    def __init__(self, function: Callable[..., Tensor], *, full: bool, fixed: bool, most: int):
+        self.function, self.full, self.fixed, self.most = function, full, fixed, most
         self.largest = 0
 
     def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:

@@ -54,8 +54,8 @@ def table(asked: TableDrawing) -> Record:
         records.save(root / "tables.json", drawn)
         fids.fid_curves(drawn, root / "fid.png")
         written = "tables.md, tables.json, fid.png"
-        sheets = {c.name: file for c in cells if (file := c.root / "sheet.png").exists()}
-        if sheets:  # records alone may have been kept
+        sheets = {c.name: c.root / "sheet.png" for c in cells}
+        if any(file.exists() for file in sheets.values()):  # records may be kept without pictures
             figures.side_by_side(sheets, root / "samples.png")
             written += ", samples.png"
         say(f"\n{text}\nwritten to {root}: {written}")

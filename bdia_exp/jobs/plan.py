@@ -80,6 +80,8 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, pace: P
 
 def _hours(flops: float, pace: Pace) -> str:
     number = flops / pace.tflops / 1e12 / 3600
+    if number < 0.001:
+        return "under 0.001"
     return f"{number:,.1f}" if number >= 0.1 else f"{number:.2g}"
 
 

@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
 """Our sampling against diffusers' on the same weights and noises, in turn.
 
-    python bench/against_diffusers.py                # tiny networks
+    python bench/against_diffusers.py                # a tiny network of pixels, and mini_sd
     python bench/against_diffusers.py --ddpm         # DDPM's CIFAR-10 network
     python bench/against_diffusers.py --sd           # a network of Stable Diffusion 1.5's size
 
-The weights are random. A network of pixels runs in DDIMPipeline, and with DPM-Solver++(2M), which
-that pipeline does not take, in the loop of diffusers' documentation; the latent network runs in
-StableDiffusionPipeline with both. Noise to uint8 pixels is timed. The words after the options say
-how ours is run (dtype=bfloat16 compile=default …). Above 1 ours is faster.
+The weights are random, except mini_sd's. A network of pixels runs in DDIMPipeline, and with
+DPM-Solver++(2M), which that pipeline does not take, in the loop of diffusers' documentation; the
+latent network runs in StableDiffusionPipeline with both. Noise to uint8 pixels is timed. The words
+after the options say how ours is run (dtype=bfloat16 compile=default …). Above 1 ours is faster.
+diffusers has a process of its own, because ours changes how its process allocates memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +123,7 @@ def in_loop(net: Any, made: Any, seeds: Sequence[int], steps: int) -> Tensor:
     with torch.no_grad():
         for t in made.timesteps:
             x = made.step(net(x, t).sample, t, x).prev_sample
-    return ((x / 2 + 0.5).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    return ((x / 2 + 0.5).clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
 
 
 def ours(
@@ -131,53 +136,83 @@ def ours(
     return model.decode(states)
 
 
-def of_pixels(given: Any, running: Running) -> Iterator[Row]:
-    net, our_net = pixel_network(given.ddpm)
-    net.to(given.device)
+@lru_cache(1)
+def their_network(full: bool, device: str) -> Any:
+    return pixel_network(full)[0].to(device)
+
+
+def their_pixels(full: bool, name: str, seeds: Sequence[int], steps: int, device: str) -> Tensor:
+    """Images of diffusers' network of pixels, uint8 [B, 3, H, W]."""
+    run = in_pipeline if name == "DDIM" else in_loop
+    return run(their_network(full, device), scheduler(METHODS[name], LINEAR), seeds, steps)
+
+
+@lru_cache(1)
+def their_pipeline(folder: Path, device: str) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def their_latents(folder: Path, name: str, seeds: Sequence[int], steps: int, device: str) -> Tensor:
+    """Images of the pipeline in a folder, uint8 [B, 3, H, W]."""
+    pipeline = their_pipeline(folder, device)
+    pipeline.scheduler = scheduler(METHODS[name], SCALED)
+    shape = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
+    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in seeds]
+    images = pipeline(
+        [PROMPT] * len(seeds),
+        latents=torch.stack(noises).to(device),
+        guidance_scale=GUIDANCE,
+        num_inference_steps=steps,
+        output_type="np",
+    ).images
+    return torch.from_numpy((images * 255).astype("uint8")).movedim(-1, 1)
+
+
+def saved_pipeline(words: Sequence[str], folder: Path) -> None:
+    """A model's networks, in the folder that diffusers reads."""
+    from diffusers import StableDiffusionPipeline
+
+    model = settings("sample", words).load("cpu")
+    StableDiffusionPipeline(
+        **model.parts,
+        tokenizer=model.tokenizer,
+        scheduler=scheduler(METHODS["DDIM"], SCALED | {"steps_offset": 1}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def of_pixels(given: Any, other: Executor) -> Iterator[Row]:
+    running = Running(**settings("sample", given.how).how(given.device))
+    our_net = pixel_network(given.ddpm)[1]
     model = DDPM(running.ready(our_net, running.body), linear_vp(), {}, running)
     seeds = range(given.batch or 16)
     for name, method in METHODS.items():
-        run = in_pipeline if name == "DDIM" else in_loop
-        other = partial(run, net, scheduler(method, LINEAR), seeds, given.steps)
+        asked = their_pixels, given.ddpm, name, seeds, given.steps, given.device
         our = partial(ours, model, method, None, seeds, given.steps)
-        yield compared(f"pixels, {name}", other, our, given.rounds)
+        yield compared(f"pixels, {name}", partial(run_in, other, *asked), our, given.rounds)
 
 
-def of_latents(given: Any) -> Iterator[Row]:
-    from diffusers import StableDiffusionPipeline
-
-    words = ["model=sd15", "model.checkpoint=random:0"] if given.sd else ["model=tiny-sd"]
-    plain, asked = (settings("sample", [*words, *how]) for how in ([], given.how))
-    usual, model = plain.load(given.device), asked.load(given.device)
+def of_latents(given: Any, other: Executor) -> Iterator[Row]:
+    words = ["model=sd15", "model.checkpoint=random:0"] if given.sd else ["model=mini_sd"]
     seeds = range(given.batch or (2 if given.sd else 16))
-    noises = [torch.randn(model.shape, generator=torch.Generator().manual_seed(k)) for k in seeds]
-    for name, method in METHODS.items():
-        pipeline = StableDiffusionPipeline(
-            **usual.parts,
-            tokenizer=usual.tokenizer,
-            scheduler=scheduler(method, SCALED | {"steps_offset": 1}),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.scheduler = scheduler(method, SCALED)
-        pipeline.set_progress_bar_config(disable=True)
-
-        def other(pipeline: Any = pipeline) -> Tensor:
-            images = pipeline(
-                [PROMPT] * len(seeds),
-                latents=torch.stack(noises).to(given.device),
-                guidance_scale=GUIDANCE,
-                num_inference_steps=given.steps,
-                height=model.size,
-                width=model.size,
-                output_type="np",
-            ).images
-            return torch.from_numpy((images * 255).astype("uint8")).movedim(-1, 1)
-
+    with TemporaryDirectory() as folder:
+        saved_pipeline(words, Path(folder))
+        model = settings("sample", [*words, *given.how]).load(given.device)
         texts = Texts(prompts.of_text(PROMPT), GUIDANCE)
-        our = partial(ours, model, method, texts, seeds, given.steps)
-        yield compared(f"latents, {name}", other, our, given.rounds)
+        for name, method in METHODS.items():
+            asked = their_latents, Path(folder), name, seeds, given.steps, given.device
+            our = partial(ours, model, method, texts, seeds, given.steps)
+            yield compared(f"latents, {name}", partial(run_in, other, *asked), our, given.rounds)
+
+
+def run_in(process: Executor, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return process.submit(function, *inputs).result()
 
 
 def compared(name: str, other: Callable[[], Tensor], our: Callable[[], Tensor], rounds: int) -> Row:
@@ -202,11 +237,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("how", nargs="*", help="dtype=bfloat16 compile=default graphs=auto …")
     given = parser.parse_args(words)
-    running = Running(**settings("sample", given.how).how(given.device))
-    rows = [
-        *([] if given.sd else of_pixels(given, running)),
-        *([] if given.ddpm else of_latents(given)),
-    ]
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        rows = [
+            *([] if given.sd else of_pixels(given, other)),
+            *([] if given.ddpm else of_latents(given, other)),
+        ]
     report("against_diffusers", rows, given.out, how=given.how, steps=given.steps)
 
 

@@ -151,7 +151,8 @@ def their_pixels(full: bool, name: str, seeds: Sequence[int], steps: int, device
 def their_pipeline(folder: Path, device: str) -> Any:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder).to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

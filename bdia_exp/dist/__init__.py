@@ -98,13 +98,21 @@ _alone = False
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Work of this process that the others take no part in: here it is the only rank of a world."""
+    """Work of this process that the others wait for: here it is the only rank of a world.
+
+    On a CPU it has the threads of all processes of its machine.
+    """
     global _alone
-    _alone, before = True, _alone
+    before, threads = _alone, torch.get_num_threads()
+    if _joined():
+        torch.set_num_threads(threads * _whole("LOCAL_WORLD_SIZE", "1"))
+    _alone = True
     try:
         yield
     finally:
         _alone = before
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def _joined() -> bool:

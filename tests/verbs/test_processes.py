@@ -135,6 +135,7 @@ import os
 import signal
 import sys
 import time
+import torch
 from bdia_exp import dist
 from bdia_exp.dist import pulse
 from bdia_exp.errors import UserError
@@ -147,7 +148,9 @@ if dist.rank():
         os.system(f"(sleep 2; kill -CONT {os.getpid()}) &")
         os.kill(os.getpid(), signal.SIGSTOP)
 try:
-    sys.stdout.write(f"{dist.gather(dist.rank())}\\n")
+    ranks = dist.gather(dist.rank())
+    with dist.alone():
+        sys.stdout.write(f"{ranks} {dist.world()} {torch.get_num_threads()}\\n")
 except UserError as error:
     sys.stdout.write(f"{error}\\n")
 """
@@ -158,17 +161,18 @@ except UserError as error:
     [("slow", "waiting for process 1 for 0 min: it is alive"), ("stopped", "process 1 has not")],
 )
 def test_a_slow_process_is_told_from_one_that_is_stopped(how, said):
-    """They are waited for, as long as the user allows."""
+    """They are waited for, as long as the user allows; and work alone has the threads of both."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["--no-python", sys.executable, "-c", WAITING]
     env = {**os.environ, "HOW": how, "BDIA_EXP_TIMEOUT": "2" if how == "slow" else "60"}
+    env["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     lines = [line for line in done.stderr.splitlines() if "process 1" in line]
     # The first line and the last one may fall on the other side of the stop and of the start.
     assert any(line.startswith(said) for line in lines), lines
     assert "process 0" not in done.stderr
     if how == "stopped":
-        assert done.stdout == "[0, 1]\n[0, 1]\n"
+        assert done.stdout == "[0, 1] 1 2\n" * 2
     else:
         assert "does not answer" in done.stdout
         assert "; BDIA_EXP_TIMEOUT=SECONDS waits longer" in done.stdout

@@ -92,22 +92,28 @@ def work(steps: int, nfe: int, options: FitOptions) -> int:
 def ensure(asked: Solving, device: str, batch: int) -> None:
     """Fits the coefficients that sampler.gamma=auto or sampler.coefficients=auto needs.
 
-    It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits.
+    It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits, with the
+    threads of all processes of its machine.
     """
     named = file_of(asked.sampler.config)
     if not named or not is_automatic(named[1]):
         return
+    key, name = named
     path = automatic(asked)
-    if dist.rank() == 0 and not path.exists():
+
+    def fitted() -> None:
+        if path.exists():
+            return
         if not isinstance(asked, Drawing) and asked.prompt is not None:
             raise UserError(
-                f"sampler.{named[0]}=auto: fit the coefficients for texts with `bdia-exp fit`, and "
+                f"sampler.{key}=auto: fit the coefficients for texts with `bdia-exp fit`, and "
                 "give the file"
             )
-        options = replace(usual(asked.sampler.make), target=target_of(named[1]))
+        options = replace(usual(asked.sampler.make), target=target_of(name))
         records.save(path, made(asked, device, batch, options))
         say(f"the coefficients are kept in {path}")
-    dist.barrier()
+
+    dist.by_rank_0(fitted)
 
 
 def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record:

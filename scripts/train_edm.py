@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from bdia_exp import dist
 from bdia_exp.models import parameter_count
 from bdia_exp.models.edm import EDMPrecond
+from bdia_exp.models.running import keep_freed_memory
 from bdia_exp.sources.checkpoints import load_into, locate, read
 from bdia_exp.store.files import atomic
 
@@ -69,7 +70,9 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     net = EDMPrecond(**OmegaConf.to_container(cfg.network))  # type: ignore[arg-type]
     if cfg.init:
         load_into(net, read(locate(cfg.init)))
-    net.to(device)
+    net.to(device).to(memory_format=torch.channels_last)
+    if cfg.device == "cpu":
+        keep_freed_memory()
     net.body_dtype = getattr(torch, cfg.body_dtype)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     opt = torch.optim.Adam(net.parameters(), lr=cfg.lr, betas=(0.9, 0.99), eps=1e-8)

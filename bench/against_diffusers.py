@@ -13,16 +13,14 @@ diffusers has a process of its own, because ours changes how its process allocat
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from agreement import agreement
-from measuring import Row, as_script, in_turn, options, ratio, report
+from measuring import Row, another_process, as_script, in_turn, options, ratio, report
 from torch import Tensor
 
 from bdia_exp.cli.configs import settings
@@ -138,6 +136,7 @@ def ours(
 
 @lru_cache(1)
 def their_network(full: bool, device: str) -> Any:
+    """diffusers' network of pixels, on a device."""
     return pixel_network(full)[0].to(device)
 
 
@@ -149,10 +148,10 @@ def their_pixels(full: bool, name: str, seeds: Sequence[int], steps: int, device
 
 @lru_cache(1)
 def their_pipeline(folder: Path, device: str) -> Any:
+    """diffusers' pipeline of the networks in a folder, on a device."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipeline = pipeline.to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -188,18 +187,19 @@ def saved_pipeline(words: Sequence[str], folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def of_pixels(given: Any, other: Executor) -> Iterator[Row]:
+def of_pixels(given: Any, elsewhere: Callable[..., Any]) -> Iterator[Row]:
     running = Running(**settings("sample", given.how).how(given.device))
     our_net = pixel_network(given.ddpm)[1]
     model = DDPM(running.ready(our_net, running.body), linear_vp(), {}, running)
     seeds = range(given.batch or 16)
     for name, method in METHODS.items():
-        asked = their_pixels, given.ddpm, name, seeds, given.steps, given.device
+        asked = given.ddpm, name, seeds, given.steps, given.device
+        other = partial(elsewhere, their_pixels, *asked)
         our = partial(ours, model, method, None, seeds, given.steps)
-        yield compared(f"pixels, {name}", partial(run_in, other, *asked), our, given.rounds)
+        yield compared(f"pixels, {name}", other, our, given.rounds)
 
 
-def of_latents(given: Any, other: Executor) -> Iterator[Row]:
+def of_latents(given: Any, elsewhere: Callable[..., Any]) -> Iterator[Row]:
     words = ["model=sd15", "model.checkpoint=random:0"] if given.sd else ["model=mini_sd"]
     seeds = range(given.batch or (2 if given.sd else 16))
     with TemporaryDirectory() as folder:
@@ -207,13 +207,10 @@ def of_latents(given: Any, other: Executor) -> Iterator[Row]:
         model = settings("sample", [*words, *given.how]).load(given.device)
         texts = Texts(prompts.of_text(PROMPT), GUIDANCE)
         for name, method in METHODS.items():
-            asked = their_latents, Path(folder), name, seeds, given.steps, given.device
+            asked = Path(folder), name, seeds, given.steps, given.device
+            other = partial(elsewhere, their_latents, *asked)
             our = partial(ours, model, method, texts, seeds, given.steps)
-            yield compared(f"latents, {name}", partial(run_in, other, *asked), our, given.rounds)
-
-
-def run_in(process: Executor, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    return process.submit(function, *inputs).result()
+            yield compared(f"latents, {name}", other, our, given.rounds)
 
 
 def compared(name: str, other: Callable[[], Tensor], our: Callable[[], Tensor], rounds: int) -> Row:
@@ -238,10 +235,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("how", nargs="*", help="dtype=bfloat16 compile=default graphs=auto …")
     given = parser.parse_args(words)
-    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+    with another_process() as elsewhere:
         rows = [
-            *([] if given.sd else of_pixels(given, other)),
-            *([] if given.ddpm else of_latents(given, other)),
+            *([] if given.sd else of_pixels(given, elsewhere)),
+            *([] if given.ddpm else of_latents(given, elsewhere)),
         ]
     report("against_diffusers", rows, given.out, how=given.how, steps=given.steps)
 

@@ -15,16 +15,14 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from agreement import agreement, agrees
-from measuring import Row, as_script, in_turn, options, ratio, report
+from measuring import Row, another_process, as_script, in_turn, options, ratio, report
 from torch import Tensor, nn
 
 from bdia_exp.cli.configs import settings
@@ -102,7 +100,7 @@ def ours(model: EDM, seeds: Sequence[int], steps: int) -> Tensor:
 
 
 def compared(
-    name: str, about: dict[str, Any], other: Executor, given: Any, running: Running
+    name: str, about: dict[str, Any], elsewhere: Callable[..., Any], given: Any, running: Running
 ) -> Row:
     """One network: how the images agree, and the ratio of the times."""
     network = json.dumps(about)
@@ -113,9 +111,8 @@ def compared(
         our_net.body_dtype = running.body
     model = EDM(running.ready(our_net), linear_vp(), {}, running)
     seeds, steps = range(given.batch), given.steps
-    asked = given.edm, network, seeds, steps, given.device
     runs: dict[str, Callable[[], Tensor]] = {
-        "theirs": lambda: other.submit(theirs, *asked).result(),
+        "theirs": partial(elsewhere, theirs, given.edm, network, seeds, steps, given.device),
         "ours": partial(ours, model, seeds, steps),
     }
     images = [run() for run in runs.values()]  # also compiles, and chooses kernels
@@ -143,11 +140,11 @@ def main(words: Sequence[str] | None = None) -> None:
     running = Running(**asked.how(given.device))
     imported(given.edm)
     rows = []
-    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+    with another_process() as elsewhere:
         for name, model in NETWORKS.items():
             if given.only in (None, model):
                 about = architecture(model, given.tiny)
-                rows.append(compared(name, about, other, given, running))
+                rows.append(compared(name, about, elsewhere, given, running))
     report("against_edm", rows, given.out, how=given.how, batch=given.batch, steps=given.steps)
     if not given.how and not all(map(agrees, rows)):
         sys.exit("the images do not agree")

@@ -6,7 +6,10 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,16 @@ def as_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"Error: {error}")
+
+
+@contextmanager
+def another_process() -> Iterator[Callable[..., Any]]:
+    """A function that calls a function with its arguments in one other process, and waits for it.
+
+    For another program: ours changes how its own process allocates memory.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        yield lambda function, *inputs: process.submit(function, *inputs).result()
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

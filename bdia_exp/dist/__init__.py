@@ -100,7 +100,7 @@ _alone = False
 def alone() -> Iterator[None]:
     """Work of this process that the others wait for: here it is the only rank of a world.
 
-    On a CPU it has the threads of all processes of its machine.
+    It has the CPU threads of all processes of its machine.
     """
     global _alone
     before, threads = _alone, torch.get_num_threads()

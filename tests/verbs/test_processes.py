@@ -161,14 +161,14 @@ except UserError as error:
     [("slow", "waiting for process 1 for 0 min: it is alive"), ("stopped", "process 1 has not")],
 )
 def test_a_slow_process_is_told_from_one_that_is_stopped(how, said):
-    """They are waited for, as long as the user allows; and work alone has the threads of both."""
+    """The others wait for it as long as the user allows. Work alone has the threads of both."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["--no-python", sys.executable, "-c", WAITING]
     env = {**os.environ, "HOW": how, "BDIA_EXP_TIMEOUT": "2" if how == "slow" else "60"}
     env["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     lines = [line for line in done.stderr.splitlines() if "process 1" in line]
-    # The first line and the last one may fall on the other side of the stop and of the start.
+    # The first line may come before the process stops, and the last one after it goes on.
     assert any(line.startswith(said) for line in lines), lines
     assert "process 0" not in done.stderr
     if how == "stopped":

@@ -92,8 +92,8 @@ def work(steps: int, nfe: int, options: FitOptions) -> int:
 def ensure(asked: Solving, device: str, batch: int) -> None:
     """Fits the coefficients that sampler.gamma=auto or sampler.coefficients=auto needs.
 
-    It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits, with the
-    threads of all processes of its machine.
+    It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits, and
+    the others wait.
     """
     named = file_of(asked.sampler.config)
     if not named or not is_automatic(named[1]):

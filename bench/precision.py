@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 from agreement import agreement
-from measuring import Row, as_script, options, report
+from measuring import Row, as_script, asked_of, options, report
 from torch import Tensor
 from tqdm import tqdm
 
 from bdia_exp import dist
-from bdia_exp.cli.configs import settings
-from bdia_exp.cli.words import expand
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.report.statistics import difference
@@ -29,8 +27,7 @@ WAYS = ("dtype=bfloat16", "dtype=float16", "compile=default", "dtype=bfloat16 co
 
 def images_and_score(words: Sequence[str], count: int, score: bool) -> tuple[Tensor, Any]:
     """Images of the seeds 0 … count−1, uint8 [N, C, H, W] on the CPU, and their score or None."""
-    (overrides,) = expand("sample", ["dtype=float32", *words, f"images={count}"], multirun=False)
-    asked = settings("sample", overrides)
+    asked = asked_of(["dtype=float32", *words, f"images={count}"])
     device = dist.device(asked.device)
     job = Job.of(asked, device)
     scorer = scorer_of(asked, device, asked.batch) if score else None

@@ -14,18 +14,15 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
-from measuring import Row, as_script, options, report, seconds
+from measuring import Row, as_script, asked_of, options, report, seconds
 
 from bdia_exp import dist
-from bdia_exp.cli.configs import settings
-from bdia_exp.cli.words import expand
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.models.estimates import cost_of
 
 
 def measured(words: Sequence[str], rounds: int) -> Row:
-    (overrides,) = expand("sample", list(words), multirun=False)
-    asked = settings("sample", overrides)
+    asked = asked_of(words)
     device = dist.device(asked.device)
     on_cuda = device.startswith("cuda")
     job, seeds = Job.of(asked, device), range(asked.batch)
@@ -39,8 +36,8 @@ def measured(words: Sequence[str], rounds: int) -> Row:
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     taken = median(seconds(run) for _ in range(rounds))
-    text = {} if asked.guidance is None else {"guidance": asked.guidance}
-    cost = cost_of(asked.model.make, batch=asked.batch, dtype=asked.dtype, **text)
+    how = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
+    cost = cost_of(asked.model.make, **how)
     row: Row = {"images/s": asked.batch / taken, "seconds, first batch": first}
     if cost:
         flops = asked.batch * (asked.nfe * cost.flops + cost.decoding.flops)

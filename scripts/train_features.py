@@ -4,7 +4,7 @@
     python scripts/train_features.py --config configs/training/fashion_features.yaml
     python scripts/train_features.py --config configs/training/fashion_features.yaml device=cuda
 
-Arguments after the option override the configuration (`epochs=1 out=/tmp/try`). It writes to `out`
+Arguments after the option override the configuration (`epochs=1 out=runs/try`). It writes to `out`
 
     fashion_features.safetensors, .json    the network, and the record of its training
     fashion_reference.npz                  mean and covariance of the training images' features

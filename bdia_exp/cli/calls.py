@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -107,6 +108,9 @@ def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> No
         name = prefix + as_key(key)
         if key not in known:
             raise UserError(f"there is no key {name!r}{nearest(key, map(as_key, known))}")
+        if (kind := group_of(hints.get(key))) and isinstance(value, dict):
+            check(kind, value, f"{name}.")
+            continue
         if wrong := _mismatch(hints.get(key), value):
             raise UserError(f"{name}={brief(value)} {wrong}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -115,8 +119,15 @@ def check(function: Callable, arguments: dict[str, Any], prefix: str = "") -> No
                 raise UserError(f"{name}={value} must be a finite number")
 
 
+def group_of(hint: Any) -> type | None:
+    """The dataclass of a key that has keys of its own (`fit.images`); None for another key."""
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
 def _mismatch(hint: Any, value: Any) -> str | None:
     """What a value of this type hint must be; None if it is, or if the hint is not checked."""
+    if group_of(hint):
+        return "cannot be given as a value: only its own keys can be changed"
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = [
         getattr(kind, "__supertype__", typing.get_origin(kind) or kind)

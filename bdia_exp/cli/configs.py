@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bdia_exp.cli.calls import bound, check, require_own
+from bdia_exp.cli.calls import bound, check, group_of, require_own
 from bdia_exp.cli.files import (
     CONFIGS,
     about,
@@ -165,6 +165,9 @@ def settings(command: str, overrides: list[str], file: str | None = None) -> Any
     if first and given.get(first) == "":
         raise UserError(f"give {first}=; see `bdia-exp {command} --help`")
     check(asks, given)
+    for name, hint in hints_of(asks).items():
+        if (kind := group_of(hint)) and name in given:
+            given[name] = kind(**given[name])
     return asks(**given)
 
 

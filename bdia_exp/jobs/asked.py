@@ -6,7 +6,7 @@ This module does not import PyTorch: the command line needs it before it imports
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NewType, TypeVar
@@ -44,7 +44,13 @@ class Asked:
     def plain(self) -> dict[str, Any]:
         """All fields as plain data, by key, as a record keeps them."""
         values = {as_key(field.name): getattr(self, field.name) for field in fields(self)}
-        return {k: v.config if isinstance(v, Choice) else v for k, v in values.items()}
+        return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return value.config
+    return vars(value) if is_dataclass(value) else value
 
 
 Compose = Callable[[list[str]], Any]

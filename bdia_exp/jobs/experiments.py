@@ -14,6 +14,7 @@ from typing import Any
 
 from bdia_exp.console import positive
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.claims import known
 from bdia_exp.jobs.identity import identity_of, plainly, same_score
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of, words_of
@@ -141,9 +142,8 @@ class Run:
         record = records.load(self.root / "record.json") or {}
         if not _scored(record):
             return False
-        then = plainly(record["identity"])  # has the sha256 of files not on this machine
-        now = identity_of(self.asked, then, seeds=self.asked.seeds_text)
-        return bool(then == now) and same_score(record["config"], self.asked)
+        now = identity_of(self.asked, known(record, self.asked), seeds=self.asked.seeds_text)
+        return bool(plainly(record["identity"]) == now) and same_score(record, self.asked)
 
     @property
     def evaluations(self) -> int:

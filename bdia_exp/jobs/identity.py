@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.jobs import coefficients
-from bdia_exp.jobs.asked import as_key, computed_from, hints_of, sources_of
-from bdia_exp.jobs.gammas import full_name
+from bdia_exp.jobs.asked import Source, as_key, computed_from, hints_of, sources_of
 from bdia_exp.jobs.settings import (
     Comparing,
     Drawing,
     Editing,
     Inverting,
-    Sampling,
     Scoring,
     Solving,
 )
@@ -31,7 +29,6 @@ from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
-from bdia_exp.store.runs import RunFolder
 
 DEFAULTS = {
     as_key(field.name): field.default
@@ -64,6 +61,13 @@ MODULES = {
 FILES = {"checkpoint"}
 """The arguments that name a file. An identity has the file's sha256 instead, as it has of the file
 that `coefficients.file_of` finds."""
+SOURCES = {
+    key
+    for asked in (Drawing, Editing)
+    for key, kind in hints_of(asked).items()
+    if kind in (Source, Source | None)
+}
+"""The keys of other files that decide an image."""
 CORRECTED = {"edict": {"alternate": "order of updates"}}
 """Sampler → argument → its value in new identities. The meaning of this argument was corrected, so
 results from before and after the correction have different identities."""
@@ -143,11 +147,23 @@ def _defaults(function: Callable) -> Record:
     }
 
 
-def same_score(old: Record, asked: Scoring) -> bool:
-    """Whether a record's configuration has the same settings of the score as `asked`."""
+def same_score(record: Record, asked: Scoring) -> bool:
+    """Whether a record has the same settings of the score as `asked`, and the same reference.
+
+    Older records, and a reference that is not on this machine, are known by the name alone.
+    """
     keys = [as_key(field.name) for field in fields(Scoring)]
-    now = asked.plain()
-    return bool(plainly({k: old.get(k) for k in keys}) == plainly({k: now[k] for k in keys}))
+    old, now = record["config"], asked.plain()
+    if plainly({k: old.get(k) for k in keys}) != plainly({k: now[k] for k in keys}):
+        return False
+    then, here = record.get("reference_sha256"), reference_sha256(asked)
+    return not (then and here) or then == here
+
+
+def reference_sha256(asked: Scoring) -> str | None:
+    """The sha256 of the file of the reference; None if it is a folder or is not here."""
+    path = checkpoints.present(asked.reference) if asked.reference else None
+    return checkpoints.sha256(path) if path and path.is_file() else None
 
 
 def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]:
@@ -163,8 +179,7 @@ def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]
         found["coefficients_sha256"] = named[1]
         if coefficients.is_automatic(named[1]):
             found["coefficients_sha256"] = str(automatic(asked))
-    deciding = {*hints_of(Drawing), *hints_of(Editing)}
-    given = {key: name for key, name in sources_of(asked).items() if key in deciding}
+    given = {key: name for key, name in sources_of(asked).items() if key in SOURCES}
     used = {key: name for key, name in given.items() if key not in asked.unused}
     return found | {f"{key}_sha256": name for key, name in used.items()}
 
@@ -188,9 +203,11 @@ def fitted_for(asked: Solving) -> Record:
 def automatic(asked: Solving) -> Path:
     """The file in the cache that has the coefficients of sampler.gamma=auto or coefficients=auto.
 
-    The classes and the prompts of a run do not change its name.
+    It is fitted for all classes, so the class of a run does not change its name; its texts do.
     """
     settings = {"grid": plainly(asked.grid.config), "nfe": asked.nfe, **asked.rounding}
+    if asked.has_text:
+        settings |= _texts_of(asked)
     named = coefficients.file_of(asked.sampler.config) or ("", "")
     settings["coefficients"] = [coefficients.USUAL, *named]
     if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):
@@ -198,6 +215,18 @@ def automatic(asked: Solving) -> Path:
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name
+
+
+def _texts_of(asked: Solving) -> Record:
+    """The texts of a run, and the pictures that a ControlNet follows, as an identity has them."""
+    plain = asked.plain()
+    keys = {"prompt", "prompts_seed"} & {*plain} - asked.unused
+    names = files_of(asked, coefficients_too=False)
+    files = {"prompts_sha256", "control_sha256"} & {*names}
+    return {key: plain[key] for key in sorted(keys)} | {
+        what: _sha256(names[what], pictures=what == "control_sha256") or names[what]
+        for what in sorted(files)
+    }
 
 
 def coefficients_for(asked: Solving, grid: Grid) -> coefficients.Coefficients | None:
@@ -212,11 +241,12 @@ def coefficients_for(asked: Solving, grid: Grid) -> coefficients.Coefficients | 
     return found
 
 
-def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: Any) -> Record:
+def identity_of(asked: Drawing | Inverting, then: Mapping[str, Any], **more: Any) -> Record:
     """The identity of a run: what decides its images, with `more`, as a record keeps it.
 
     Files are identified by their sha256. If a file is not on this machine, its sha256 is taken from
-    `known`. Random weights made from a seed are identified by their name (random:0).
+    `then`, which `claims.known` finds in a record. Random weights made from a seed are identified
+    by their name (random:0).
     """
     kind = Drawing if isinstance(asked, Drawing) else Solving
     plain = asked.plain()
@@ -227,10 +257,10 @@ def identity_of(asked: Drawing | Inverting, known: Mapping[str, Any], **more: An
     if isinstance(asked, Drawing) and asked.control:
         chosen["control_kind"] = computed_from(asked.control)[0]
     for what, name in files_of(asked).items():
-        then = known.get(what)
-        if name.startswith("random:") and (not then or str(then).startswith("random:")):
-            then = name  # the oldest records have the sha256 of random weights
-        if found := _sha256(name, pictures=what == "control_sha256") or then:
+        before = then.get(what)
+        if name.startswith("random:") and (not before or str(before).startswith("random:")):
+            before = name  # the oldest records have the sha256 of random weights
+        if found := _sha256(name, pictures=what == "control_sha256") or before:
             chosen[what] = found
     return plainly(chosen | more | {"sampler": sampler_identity(asked.sampler.config)})
 
@@ -244,56 +274,3 @@ def _sha256(name: str, *, pictures: bool = False) -> str | None:
         return None
     of_folder = pictures and path.is_dir()
     return ImageSet(path).sha256() if of_folder else checkpoints.sha256(path)
-
-
-def _fetch(names: list[str], asked: Solving) -> None:
-    """Downloads the published files that are not on this machine.
-
-    Before this it builds the network without weights, so a wrong configuration fails early.
-    """
-    published = [name for name in names if name.startswith(("fetch:", "hub:"))]
-    absent = [name for name in published if checkpoints.present(name) is None]
-    if absent:
-        asked.model.make(device="meta", dtype=asked.dtype)
-    for name in absent:
-        checkpoints.locate(name)
-
-
-def claim(
-    asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
-) -> RunFolder:
-    """The folder of a run with its identity, before anything is loaded.
-
-    `identify` makes the identity from that of the folder's record. Published files are downloaded
-    first, unless the folder's record has their sha256. Raises UserError if the folder contains
-    another experiment, or if a file cannot be downloaded.
-    """
-    folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
-    then = plainly(folder.before.get("identity", {})) if folder else {}
-    _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
-    identity = identify(then)
-    if folder is None:
-        runs, digest = Path("runs") / asked.model.name, records.digest(identity)
-        name = f"{prefix}{full_name(asked.sampler)}-nfe{asked.nfe}-{digest}"
-        earlier = sorted(runs.glob(f"{prefix}{asked.sampler.name}-*nfe{asked.nfe}-{digest}"))
-        folder = RunFolder(earlier[0] if earlier else runs / name)  # names had no γ before
-        then = plainly(folder.before.get("identity", {}))
-        identity = identify(then)
-    if folder.before:
-        records.require_same(folder.root, then, identity)
-    folder.identity = identity
-    return folder
-
-
-def require_weights(run: RunFolder, provenance: Mapping[str, Any]) -> None:
-    """Raises UserError if the loaded weights are not those of the identity that was claimed."""
-    loaded = {
-        "checkpoint": provenance["sha256"],
-        "control_network": provenance.get("control_sha256"),
-    }
-    claimed = {
-        what: value
-        for what, value in run.identity.items()
-        if what in loaded and not value.startswith("random:")
-    }
-    records.require_same(run.root, claimed, {what: loaded[what] for what in claimed})

@@ -10,6 +10,7 @@ from bdia_exp.jobs.identity import files_of
 from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.scoring import NO_REFERENCE
 from bdia_exp.metrics import inception
+from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models.estimates import Cost, cost_of, in_bytes
 from bdia_exp.sources import checkpoints
@@ -29,9 +30,7 @@ class Costs:
     def of(self, run: Run) -> Cost | None:
         """The estimated cost of this run's model."""
         asked = run.asked
-        how: Record = {"batch": asked.batch, "dtype": asked.dtype}
-        if asked.guidance is not None:
-            how["guidance"] = asked.guidance
+        how: Record = {key: getattr(asked, key) for key in ("batch", "dtype", "guidance")}
         key = f"{asked.model.config} {how}"
         if key not in self._known:
             self._known[key] = cost_of(asked.model.make, **how)
@@ -132,7 +131,9 @@ class Needs:
         asked = run.asked
         questions: dict[str, Callable[[], object]] = {
             str(asked.model.config): partial(asked.model.make, device="cpu", dtype="auto"),
-            str(asked.reference): partial(_readable, asked.reference),
+            f"{asked.reference}, {run.images} images": partial(
+                _enough, asked.reference, run.images
+            ),
             str(asked.features.config): partial(asked.features.make, device="cpu"),
         }
         for key, source in sources_of(asked).items():
@@ -152,13 +153,21 @@ def _reason(ask: Callable[[], object]) -> str | None:
     return None
 
 
-def _readable(reference: str | None) -> None:
-    """Raises UserError unless the reference, statistics or images, can be read."""
+def _enough(reference: str | None, images: int) -> None:
+    """Raises UserError unless the reference can be read, and there are images enough for a FID."""
     if reference is None:
         raise UserError("this model has no default reference: give reference= in overrides=")
     path = checkpoints.locate(reference, NO_REFERENCE)
     if not is_image_set(path):
-        Statistics.load(path)
+        require_enough(images, Statistics.load(path).dim)
+
+
+def too_few(run: Run) -> str | None:
+    """Why a run has too few images for its reference; None if not, or if this is not known here."""
+    reference = run.asked.reference
+    if reference is None or checkpoints.present(reference) is None:
+        return None
+    return _reason(partial(_enough, reference, run.images))
 
 
 def absent(run: Run) -> list[str]:

@@ -56,7 +56,9 @@ def require_same_part(asked: Sampling, run: RunFolder, scorer: Score | None) -> 
     config = run.record["config"]
     same = bool(config.get("score")) == asked.score and config.get("shard") == asked.shard
     if scorer:
-        same = same and same_score(config, asked) and run.record.get("features") == about(scorer)
+        same = (
+            same and same_score(run.record, asked) and run.record.get("features") == about(scorer)
+        )
     if config.get("save") != "shards" or not same:
         raise UserError(
             f"{run.root} was begun with other settings of the shards or of the score: give the "

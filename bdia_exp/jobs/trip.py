@@ -16,9 +16,10 @@ from torch import Tensor
 from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.jobs.fits.fitting import ensure
-from bdia_exp.jobs.identity import claim, identity_of, plainly, require_weights
+from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.jobs.texts import texts_of
@@ -76,14 +77,9 @@ class Trip:
         inversion.of(bare(asked.sampler))  # raises UserError for one without an inverse
         about = asked.load("meta")
         levels = levels_of(asked, about)
-        ensure(asked, device, asked.batch)
-        sampler = sampler_on(asked, levels)
-        way = inversion.of(sampler, state=asked.state, time=asked.ddim_time)
         gone = round(asked.strength * (len(levels) - 1))
         if gone < 1:
             raise UserError(f"strength={asked.strength} leaves no step: give a larger value")
-        levels = levels[-gone - 1 :]
-        way.growth(levels)  # raises UserError for a γ that cannot be undone
         located = checkpoints.located(asked.images)
         found = ImageSet(located, fit=about.image_shape)
         # Of a name such as bundled:FILE a record keeps the name, not its path on this machine.
@@ -96,6 +92,12 @@ class Trip:
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
         labels = _labels(asked, about, labels, len(rows))
 
+        ensure(asked, device, asked.batch)
+        sampler = sampler_on(asked, levels)
+        way = inversion.of(sampler, state=asked.state, time=asked.ddim_time)
+        levels = levels[-gone - 1 :]
+        way.growth(levels)  # raises UserError for a γ that cannot be undone
+
         more = {
             "command": command,
             "strength": asked.strength,
@@ -107,7 +109,7 @@ class Trip:
         }
         if isinstance(asked, Editing):
             more |= {"to": asked.to, "classify": asked.classify and asked.features.config}
-        run = claim(asked, lambda known: identity_of(asked, known, **more), f"{command}-")
+        run = claim(asked, lambda then: identity_of(asked, then, **more), f"{command}-")
         run.require_ours()
         return cls(asked, command, run, device, way, levels, source, images, labels, own, target)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdia_exp.batching import in_full_rows
 from bdia_exp.errors import UserError
+from bdia_exp.extras import require
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources.prompts import cut
 from bdia_exp.store.image_sets import ImageSet
@@ -96,16 +97,12 @@ def _folder(source: str) -> Path:
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """The model and the processor. Raises UserError unless the folder holds both, complete."""
-    try:
-        from transformers import CLIPModel, CLIPProcessor
-        from transformers.utils import logging
-    except ImportError:
-        raise UserError("metrics: clip needs transformers: pip install 'bdia-exp[sd]'") from None
+    transformers, logging = require("transformers"), require("transformers.utils.logging")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
-        found: Any = CLIPModel.from_pretrained(
+        found: Any = transformers.CLIPModel.from_pretrained(
             folder,
             use_safetensors=True,
             output_loading_info=True,
@@ -113,7 +110,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             # Otherwise config.json could name a program of the hub, to be run.
             attn_implementation="sdpa",
         )
-        processor = CLIPProcessor.from_pretrained(
+        processor = transformers.CLIPProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises many types; its messages would not help

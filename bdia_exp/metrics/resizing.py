@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdia_exp.errors import UserError
+from bdia_exp.extras import require
 
 
 def squares(images: Sequence[Tensor] | Tensor, side: int) -> Tensor:
@@ -35,10 +35,7 @@ def _square(image: Tensor, side: int, channels: int) -> Tensor:
 
 
 def _by_area(image: Tensor, height: int, width: int) -> Tensor:
-    try:
-        import cv2
-    except ImportError:
-        raise UserError("resize= needs OpenCV: pip install 'bdia-exp[sd]'") from None
+    cv2 = require("cv2")
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     made = cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(made.reshape(height, width, -1)).permute(2, 0, 1)

@@ -32,8 +32,8 @@ Condition = Tensor | Text | None
 class Model(Protocol):
     """A pretrained network with its schedule, its starting noise and its conversion to images."""
 
-    shape: tuple[int, int, int]
-    """Channels, height and width of a state."""
+    shape: tuple[int, ...]
+    """The shape of one state: channels, height and width; of pairs (x, v), 2 before these."""
     image_shape: tuple[int, int, int]
     """Channels, height and width of an image."""
     num_classes: int
@@ -52,7 +52,7 @@ class Model(Protocol):
         ...
 
     def start(self, rng: Generators, level: Level) -> Tensor:
-        """The initial state at `level`: float64 [B, C, H, W]."""
+        """The initial state at `level`: float64 [B, *shape]."""
         ...
 
     def denoiser(self, condition: Condition) -> Denoiser:
@@ -60,12 +60,26 @@ class Model(Protocol):
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """A clean state → uint8 images [B, C, H, W]."""
+        """A clean state [B, *shape] → uint8 images [B, *image_shape]."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 images [B, C, H, W] → a clean state, float64."""
+        """uint8 images [B, *image_shape] → a clean state, float64 [B, *shape]."""
         ...
+
+
+class OfPixels:
+    """The part that models share whose states are images, with pixels of −1 to 1."""
+
+    shape: tuple[int, ...]
+    device: torch.device
+    takes_text = False
+
+    def start(self, rng: Generators, level: Level) -> Tensor:
+        return starting_noise(rng, self.shape, level).to(self.device)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.to(self.device).double() / 127.5 - 1
 
 
 @runtime_checkable
@@ -106,7 +120,7 @@ def require_guidance(guidance: float) -> None:
         raise UserError(f"guidance={guidance:g} must be 0 or more; 1 is no guidance")
 
 
-def starting_noise(rng: Generators, shape: tuple[int, int, int], level: Level) -> Tensor:
+def starting_noise(rng: Generators, shape: tuple[int, ...], level: Level) -> Tensor:
     """N(0, σ²) at EDM's levels; N(0, α² + σ²) at others, as if the data had variance 1.
 
     So N(0, 1) at VP levels and at pure noise. float64 [B, *shape], on the device of the generators.

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdia_exp.models import Condition, at_vp_level, descriptions, parameter_count, starting_noise
+from bdia_exp.models import Condition, OfPixels, at_vp_level, descriptions, parameter_count
 from bdia_exp.models.descriptions import require_halvings
+from bdia_exp.models.layers import GroupNorm
 from bdia_exp.models.running import Running, number
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
-from bdia_exp.seeds import Generators
 from bdia_exp.sources import checkpoints
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(32, channels, eps=1e-6)
 
 
 class _Block(nn.Module):
@@ -206,11 +206,10 @@ NEEDED = (*_SIZES, "num_res_blocks", "attn_resolutions")
 """The arguments that a description must have."""
 
 
-class DDPM:
+class DDPM(OfPixels):
     """A `DDPMUNet` as a `Model`. Levels that are not VP are mapped by σ/α (`at_vp_level`)."""
 
     num_classes = 0
-    takes_text = False
 
     def __init__(
         self,
@@ -226,9 +225,6 @@ class DDPM:
         self.image_shape = self.shape
         self.device = next(net.parameters()).device
 
-    def start(self, rng: Generators, level: Level) -> Tensor:
-        return starting_noise(rng, self.shape, level).to(self.device)
-
     def denoiser(self, condition: Condition) -> Denoiser:
         def denoise(z: Tensor, level: Level) -> Estimate:
             known = at_vp_level(level, self.schedule)
@@ -240,9 +236,6 @@ class DDPM:
     def decode(self, z: Tensor) -> Tensor:
         """PNDM's rounding, to the nearest: 255 · clamp((x + 1)/2) + ½, truncated."""
         return (((z + 1) / 2).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images.to(self.device).double() / 127.5 - 1
 
 
 def load(checkpoint: str, *, network: Mapping, **how: Any) -> DDPM:

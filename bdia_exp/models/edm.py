@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from bdia_exp.errors import UserError, brief
-from bdia_exp.models import Condition, descriptions, parameter_count, starting_noise
+from bdia_exp.models import Condition, OfPixels, descriptions, parameter_count
 from bdia_exp.models.running import Running, number
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
-from bdia_exp.seeds import Generators
 from bdia_exp.sources import checkpoints
 
 
@@ -101,14 +100,12 @@ SIGMA_AT_CLEAN = 0.002
 smallest that the network supports."""
 
 
-class EDM:
+class EDM(OfPixels):
     """An EDM network as a `Model`. It accepts every level, as D(z/α; σ/α).
 
     `schedule` is used only to choose grids; the network gets no VP times. It supports the σ/α that
     the network does.
     """
-
-    takes_text = False
 
     def __init__(
         self,
@@ -125,9 +122,6 @@ class EDM:
         self.image_shape = self.shape
         self.num_classes = net.label_dim
         self.device = next(net.parameters()).device
-
-    def start(self, rng: Generators, level: Level) -> Tensor:
-        return starting_noise(rng, self.shape, level).to(self.device)
 
     def denoiser(self, condition: Condition) -> Denoiser:
         onehot = None
@@ -149,9 +143,6 @@ class EDM:
     def decode(self, z: Tensor) -> Tensor:
         """EDM's rounding: 127.5 x + 128, clipped and truncated [EDM generate]."""
         return (z * 127.5 + 128).clip(0, 255).to(torch.uint8)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images.to(self.device).double() / 127.5 - 1
 
 
 def load(

@@ -152,13 +152,13 @@ class Cost:
 
 
 def cost_of(
-    model: Callable[..., Model], *, batch: int, dtype: str = "auto", guidance: float = 2.0
+    model: Callable[..., Model], *, batch: int, dtype: str = "auto", guidance: float | None = None
 ) -> Cost | None:
     """The cost of a model on batches of `batch` images; `model` is its constructor.
 
-    `guidance` is for text-to-image models only: every value except 1 adds the estimate of the empty
-    prompt. Returns None if the network cannot be built because its checkpoint is missing, or cannot
-    be run without weights.
+    `guidance` is for text-to-image models only: every value except 1, also None, adds the estimate
+    of the empty prompt. Returns None if the network cannot be built because its checkpoint is
+    missing, or cannot be run without weights.
     """
     try:
         return _cost(model(device="meta", dtype=dtype), batch, guidance)
@@ -166,12 +166,13 @@ def cost_of(
         return None
 
 
-def _cost(model: Model, batch: int, guidance: float) -> Cost:
+def _cost(model: Model, batch: int, guidance: float | None) -> Cost:
     def evaluation(rows: int) -> Work:
         control = None
         if "ControlNet" in model.networks:
             control = torch.empty(1, *model.image_shape, device="meta")
-        texts: Condition = Text([""] * rows, guidance, control) if model.takes_text else None
+        scale = 2.0 if guidance is None else guidance
+        texts: Condition = Text([""] * rows, scale, control) if model.takes_text else None
         denoiser, z = model.denoiser(texts), _states(model, rows)
         return measure(lambda: denoiser(z, Level(1.0, 1.0, 1.0)))
 

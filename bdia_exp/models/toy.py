@@ -3,15 +3,16 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bdia_exp.errors import UserError, brief
-from bdia_exp.models import Condition, starting_noise
+from bdia_exp.models import Condition, OfPixels
+from bdia_exp.models.running import Running
 from bdia_exp.samplers.core import CLEAN, Denoiser, Estimate, Level
 from bdia_exp.samplers.schedules import linear_vp
-from bdia_exp.seeds import Generators
 
 
 class GaussianMixture:
@@ -92,7 +93,7 @@ class Gaussian(GaussianMixture):
         return moved.reshape(z.shape).to(z.dtype)
 
 
-class ToyImages:
+class ToyImages(OfPixels):
     """A `Model` of grey images without a network: each class is a Gaussian around a smooth picture.
 
     It costs next to nothing, so it is for runs of very many images. means [10, 1, 32, 32] are the
@@ -101,7 +102,6 @@ class ToyImages:
 
     STD = 0.3
 
-    takes_text = False
     networks: Mapping[str, nn.Module] = {}
 
     def __init__(self, means: Tensor, provenance: Mapping[str, object]):
@@ -110,9 +110,6 @@ class ToyImages:
         channels, height, width = means.shape[1:]
         self.shape = self.image_shape = (channels, height, width)
         self.schedule = linear_vp()
-
-    def start(self, rng: Generators, level: Level) -> Tensor:
-        return starting_noise(rng, self.shape, level).to(self.device)
 
     def denoiser(self, condition: Condition) -> Denoiser:
         mean = self.means.mean(0)
@@ -130,15 +127,14 @@ class ToyImages:
         """EDM's rounding: 127.5 x + 128, clipped and truncated."""
         return (z * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
-    def encode(self, images: Tensor) -> Tensor:
-        return images.to(self.device).double() / 127.5 - 1
 
-
-def load(checkpoint: str, *, device: str = "cpu", dtype: str = "auto") -> ToyImages:
+def load(checkpoint: str, **how: Any) -> ToyImages:
     """Toy images whose pictures are drawn with a seed: `checkpoint` is random:SEED.
 
-    All is float64, whatever `dtype` says. Raises UserError for another `checkpoint`.
+    `how` are the arguments of `Running`. There is no network, so only the device has an effect: all
+    is float64. Raises UserError for another `checkpoint`.
     """
+    running = Running(**how)
     match = re.fullmatch(r"random:(\d{1,9})", checkpoint, re.ASCII)
     if not match:
         raise UserError(f"checkpoint={brief(checkpoint)}: give a seed, such as random:0")
@@ -147,4 +143,4 @@ def load(checkpoint: str, *, device: str = "cpu", dtype: str = "auto") -> ToyIma
     means = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
     found = hashlib.sha256(means.numpy().tobytes()).hexdigest()
     provenance = {"parameters": 0, "checkpoint": checkpoint, "sha256": found}
-    return ToyImages(means.to(device), provenance)
+    return ToyImages(means.to(running.device), provenance)

@@ -17,10 +17,10 @@ from bdia_exp.models.descriptions import require_halvings
 from bdia_exp.models.layers import (
     Conv2d,
     FourierEmbedding,
-    GroupNorm,
     Linear,
     PositionalEmbedding,
     UNetBlock,
+    edm_norm,
 )
 
 EMBEDDINGS: dict[str, Callable[[int], nn.Module]] = {
@@ -172,7 +172,7 @@ class SongUNet(_UNet):
             adaptive=False,
         )
         tail = f"{img_resolution}x{img_resolution}_aux"
-        self.dec[f"{tail}_norm"] = GroupNorm(width, 1e-6)
+        self.dec[f"{tail}_norm"] = edm_norm(width, 1e-6)
         self.dec[f"{tail}_conv"] = Conv2d(width, out_channels, 3)
         self._tail = (f"{tail}_norm", f"{tail}_conv")
         _initialise(self, nn.init.xavier_uniform_, gain=1.0, zero=1e-5)
@@ -235,7 +235,7 @@ class DhariwalUNet(_UNet):
             resample_proj=False,
             adaptive=True,
         )
-        self.out_norm = GroupNorm(width, 1e-5)
+        self.out_norm = edm_norm(width, 1e-5)
         self.out_conv = Conv2d(width, out_channels, 3)
         _initialise(self, nn.init.kaiming_uniform_, gain=math.sqrt(1 / 3), zero=0.0)
 

@@ -113,7 +113,7 @@ Grid = tuple[Level, ...]
 """Levels from noise to data; `grid[::-1]` goes back. N steps have N + 1 levels."""
 
 Denoiser = Callable[[Tensor, Level], Estimate]
-"""A network with its condition and guidance bound: state [B, C, H, W] and level → `Estimate`."""
+"""A network with its condition and guidance bound: state [B, …] and level → `Estimate`."""
 
 Rule = Callable[[Sequence[Estimate], Level], Tensor]
 """All evaluations so far, newest last, and the level to reach → the next state."""

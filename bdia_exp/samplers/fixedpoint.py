@@ -1,7 +1,7 @@
 """BDIA-DDIM in fixed point: undoing a pass returns its start with every bit.
 
 The inverse of a BDIA step is exact on paper. In floating point its rounding errors grow like
-(1/γ)^N. Here a state is an int64 tensor of whole multiples of 2^-fraction_bits, γ is a fraction
+(1/γ)^(N−1). Here a state is an int64 tensor of whole multiples of 2^-fraction_bits, γ is a fraction
 a/b, and a `Log` stores the digits that a multiplication by γ loses. A step is then a bijection of
 (pair of states, log), and `undo` is its inverse. Reasons and requirements: docs/fixedpoint.md.
 

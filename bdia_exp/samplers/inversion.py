@@ -178,7 +178,7 @@ class FixedPointInversion:
             fixedpoint.rational(self.gamma)
 
     def growth(self, grid: Grid) -> float:
-        return float(1 / math.prod(self._fractions(grid)))
+        return math.prod(float(1 / gamma) for gamma in self._fractions(grid))
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
         back = [1 / gamma for gamma in reversed(self._fractions(grid))]

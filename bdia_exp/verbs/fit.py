@@ -6,7 +6,7 @@ from pathlib import Path
 from bdia_exp import dist
 from bdia_exp.jobs.fits import fitting
 from bdia_exp.jobs.fits.options import FitOptions, key_of, usual
-from bdia_exp.jobs.identity import fitted_for
+from bdia_exp.jobs.identity import fitted_for, identity_of, plainly
 from bdia_exp.jobs.settings import Comparing, Computing, Drawing
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, publish, short
@@ -22,18 +22,17 @@ STATES = ("base", "fitted")
 class Fitting(Drawing, Comparing, Computing):
     """The sampler, its model and grid, and how its coefficients are fitted."""
 
-    fit: dict
+    fit: FitOptions
     out: str | None
 
     def check(self) -> None:
         super().check()
         key_of(self.sampler.make)
-        FitOptions(**self.fit)
 
     @property
     def options(self) -> FitOptions:
         """What was given, and the usual options of this sampler for the rest."""
-        given = {key: value for key, value in self.fit.items() if value is not None}
+        given = {key: value for key, value in vars(self.fit).items() if value is not None}
         return FitOptions(**{**vars(usual(self.sampler.make)), **given})
 
 
@@ -43,14 +42,11 @@ def fit(asked: Fitting) -> Record:
     Raises UserError if the folder holds other coefficients.
     """
     device = dist.device(asked.device)
-    identity = {**fitted_for(asked), "fit": vars(asked.options), "nfe": asked.nfe}
-    identity["grid"] = asked.grid.config
-    if asked.options.target == "features":
-        identity |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
+    identity = _identity(asked)
     root = Path(asked.out).expanduser() if asked.out else _folder(asked, identity)
     before = records.load(root / "record.json")
     if before:
-        records.require_same(root, before.get("identity", {}), identity)
+        records.require_same(root, plainly(before.get("identity", {})), identity)
     found = fitting.made(asked, device, asked.batch, asked.options)
     records.save(root / FILE, found)
     record: Record = {
@@ -65,6 +61,16 @@ def fit(asked: Fitting) -> Record:
     records.save(root / "record.json", record)
     publish(root, "fit", record, _markdown(asked, root, found), curves.coefficients)
     return record
+
+
+def _identity(asked: Fitting) -> Record:
+    """What decides the coefficients: what decides an image, and how they are fitted."""
+    drawing = identity_of(asked, {})
+    drawing.pop("coefficients_sha256", None)
+    more: Record = {"fit": vars(asked.options)}
+    if asked.options.target == "features":
+        more |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
+    return plainly(drawing | fitted_for(asked) | more)
 
 
 def _folder(asked: Fitting, identity: Record) -> Path:

@@ -11,7 +11,7 @@ from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.pace import Pace
-from bdia_exp.jobs.plan import Costs, Needs, absent, described
+from bdia_exp.jobs.plan import Costs, Needs, absent, described, too_few
 from bdia_exp.overrides import split
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -96,12 +96,14 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
 
 
 def tell_plan(asked: Reproducing, plan: list[Run], todo: list[int], costs: Costs) -> None:
-    """Says what is to run; in a dry run also which files are not on this machine."""
+    """Says what is to run; in a dry run also which files are missing, and what is refused."""
     pace = Pace.of(asked.tflops, dist.device_name(dist.device(asked.device)))
     say(described(asked.experiment["title"], plan, {*todo}, costs, pace))
     if asked.dry_run:
         for file in sorted({f for i in todo for f in absent(plan[i])}):
             say(f"  not here yet: {file}")
+        for why in sorted({why for i in todo if (why := too_few(plan[i]))}):
+            say(f"  refused: {why}")
 
 
 def plan_of(asked: Reproducing, compose: Compose) -> list[Run]:

@@ -8,9 +8,10 @@ from torch import Tensor
 from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
+from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
-from bdia_exp.jobs.identity import claim, identity_of, require_weights, same_score
+from bdia_exp.jobs.identity import identity_of, reference_sha256, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, require_statistics, scorer_of
 from bdia_exp.jobs.settings import Sampling
@@ -32,11 +33,11 @@ def sample(asked: Sampling) -> Record:
         dist.device("cuda")
     dist.start(device)
     ensure(asked, device, asked.batch)
-    run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
+    run = claim(asked, lambda then: identity_of(asked, then, seeds=asked.seeds_text))
     run.require_ours("images", "images.zip", "latents", FOLDER)
     asked = sharding.settled(asked, run.root, run.before)
     places = Places.of(run.root, asked)
-    if run.complete and _as_before(asked, run.before["config"]) and _whole(asked, places, run):
+    if run.complete and _as_before(asked, run.before) and _whole(asked, places, run):
         say(f"{run.root} is complete: nothing to do")
         return run.before
     job = Job.of(asked, device)
@@ -46,6 +47,7 @@ def sample(asked: Sampling) -> Record:
     description = _described(asked, job, run, device)
     if scorer:
         description["features"] = sharding.about(scorer)
+        description["reference_sha256"] = reference_sha256(asked)
     if job.texts:
         description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
     part = asked.piece
@@ -115,6 +117,9 @@ def _in_files(
     seconds = max(round(time.perf_counter() - began, 3), 0.001)  # 0 on an idle rank
     tally = tally.of_all_ranks()
     numbers: Record = {"seconds": seconds, "sampled": tally.sampled}
+    numbers["nfe"] = run.record["nfe"] or tally.nfe
+    if numbers["nfe"] is None:  # an earlier start was killed before it noted the number
+        numbers["nfe"] = job.sample(wanted[:1], lambda: None).nfe
     numbers["images_per_second"] = round(tally.sampled / seconds, 3)
     if scorer:
         numbers["score"] = scorer.result()
@@ -123,11 +128,11 @@ def _in_files(
     return numbers
 
 
-def _as_before(asked: Sampling, config: Record) -> bool:
+def _as_before(asked: Sampling, record: Record) -> bool:
     """Whether a complete run saved its images in the same way, and has the score if asked."""
-    if config.get("save") != asked.save:
+    if record["config"].get("save") != asked.save:
         return False
-    return not asked.score or bool(config.get("score") and same_score(config, asked))
+    return not asked.score or bool(record["config"].get("score") and same_score(record, asked))
 
 
 def _whole(asked: Sampling, places: Places, run: RunFolder) -> bool:
@@ -167,6 +172,7 @@ class _Tally:
     """What a rank has made: images sampled, the contact sheet's images and labels, by seed."""
 
     sampled: int = 0
+    nfe: int | None = None  # evaluations per image; None: nothing was sampled
     shown: dict[int, Tensor] = field(default_factory=dict)
     labels: dict[int, int] = field(default_factory=dict)
 
@@ -174,6 +180,7 @@ class _Tally:
         """Counts a batch, and keeps its images until there are `most` in all."""
         if made.nfe is not None:
             self.sampled += len(made.seeds)
+            self.nfe = made.nfe
         if made.labels is not None:
             self.labels |= dict(zip(made.seeds, made.labels.tolist(), strict=True))
         if made.images is not None:
@@ -185,6 +192,7 @@ class _Tally:
         total = _Tally()
         for rank in dist.gather(self):
             total.sampled += rank.sampled
+            total.nfe = total.nfe or rank.nfe
             total.shown |= rank.shown
             total.labels |= rank.labels
         return total

@@ -11,9 +11,10 @@ from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Choice, Compose
+from bdia_exp.jobs.claims import claim
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.frozen import frozen
-from bdia_exp.jobs.identity import claim, identity_of
+from bdia_exp.jobs.identity import identity_of
 from bdia_exp.jobs.launchers.base import Launcher, Work
 from bdia_exp.jobs.plan import Costs
 from bdia_exp.jobs.settings import Sampling
@@ -90,10 +91,10 @@ def _of_run(asked: Sampling, parts: int | None, dry_run: bool) -> _Job | None:
 
     None if it is complete.
     """
-    root = Path(asked.out).expanduser() if asked.out else None
-    if not dry_run or not root:
+    root = Path(asked.out or "RUN").expanduser()  # RUN: only in a dry run
+    if not dry_run:
         ensure(asked, dist.device("auto"), asked.batch)
-        run = claim(asked, lambda known: identity_of(asked, known, seeds=asked.seeds_text))
+        run = claim(asked, lambda then: identity_of(asked, then, seeds=asked.seeds_text))
         if run.complete:
             say(f"{run.root} is complete: nothing to submit")
             return None

@@ -10,7 +10,8 @@ import pytest
 from bdia_exp.cli.configs import call, settings
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.identity import identity_of, plainly, require_weights
+from bdia_exp.jobs.claims import require_weights
+from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.sources import checkpoints
 from bdia_exp.store.runs import RunFolder
 

@@ -63,7 +63,7 @@ def test_opencv_is_asked_only_where_a_size_changes(monkeypatch):
     x = image(2, 3, 32, 32)
     assert torch.equal(squares(x, 32), x)
     assert torch.equal(squares(image(1, 1, 32, 40) * 0 + 7, 32), torch.full((1, 1, 32, 32), 7))
-    with pytest.raises(UserError, match=r"resize= needs OpenCV: pip install 'bdia-exp\[sd\]'"):
+    with pytest.raises(UserError, match=r"cv2 is needed here .*: run pip install '.\[sd\]'"):
         squares(x, 16)
 
 

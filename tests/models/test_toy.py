@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from bdia_exp.cli.configs import call
+from bdia_exp.errors import UserError
+from bdia_exp.models import toy
 from bdia_exp.models.toy import Gaussian, GaussianMixture
 from bdia_exp.samplers.core import CLEAN, Level
 
@@ -87,3 +90,11 @@ def test_the_flow_of_a_gaussian_composes_and_carries_its_density():
 def test_a_density_must_have_width_and_weight(bad):
     with pytest.raises(ValueError, match="positive"):
         GaussianMixture(MEANS, **bad)
+
+
+def test_toy_images_take_every_key_of_a_network(tmp_path):
+    how = ["compile=default", "graphs=auto", "tf32=true", "dtype=bfloat16"]
+    words = ["model=toy", "images=2", "nfe=3", "device=cpu", *how, f"out={tmp_path / 'run'}"]
+    assert call("sample", words)["complete"]
+    with pytest.raises(UserError, match="compile='x' is unknown"):
+        toy.load("random:0", compile="x")

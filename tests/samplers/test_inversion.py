@@ -1,5 +1,6 @@
 """From clean states to noise and back: what is exact is exact, and what is not is measured."""
 
+import math
 from functools import partial
 
 import pytest
@@ -158,6 +159,8 @@ def test_declared_growth_and_a_long_trip():
     assert of(edict).growth(levels) == pytest.approx(0.93**-80)
     assert of(partial(multistep, gamma=0.5)).growth(levels) == 2**39
     assert of(partial(multistep, gamma=[0.5, -0.25, 2.0])).growth(levels[:5]) == 4
+    many = vp_arc(400)
+    assert of(partial(multistep, gamma=0.1), state="fixed").growth(many) == math.inf
     x = states(MIXTURE, levels[-1])
     assert (trip(inversion, x, levels) - x).abs().max() < 1e-9
 

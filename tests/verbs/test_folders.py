@@ -240,6 +240,14 @@ def test_a_record_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
 
 
 @pytest.mark.quick
+def test_images_that_a_killed_start_left_without_a_count_get_their_nfe(tmp_path):
+    words = ["model=toy", "sampler=ddim", "images=4"]
+    record = sample(tmp_path, *words)
+    (tmp_path / "record.json").write_text(json.dumps(record | {"complete": False, "nfe": None}))
+    again = sample(tmp_path, *words)
+    assert (again["nfe"], again["sampled"]) == (3, 0)
+
+
 def test_a_run_does_not_go_on_with_other_random_weights(tmp_path):
     words = ["model=toy", "sampler=ddim", "nfe=1", "images=4"]
     sample(tmp_path, *words)

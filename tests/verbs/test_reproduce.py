@@ -73,6 +73,15 @@ def test_dry_run_runs_nothing(tmp_path, capsys):
     assert not list(tmp_path.rglob("record.json"))
 
 
+def test_too_few_images_are_refused_before_anything_is_run(tmp_path, capsys):
+    reproduce(tmp_path, limit=64, dry_run=True)
+    reason = "FID in 64 dimensions needs at least 65 images; there are 64"
+    assert f"refused: {reason}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=reason):
+        reproduce(tmp_path, limit=64)
+    assert not list(tmp_path.iterdir())
+
+
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
         asking.table(EXPERIMENT, tmp_path)

@@ -351,6 +351,15 @@ def test_bash_prints_the_script_that_it_writes(tmp_path, monkeypatch):
     assert "#SBATCH" not in shown
 
 
+def test_a_dry_run_fits_and_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
+    words = ["sampler=iia_edm", "model=edm_ffhq", "nfe=9", "dry_run=true", "launcher=bash"]
+    shown = submit("sample", *words)
+    assert "--config RUN/submit/sample.yaml" in shown
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_is_also_an_option(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["submit", *RUN, "out=run"]

@@ -22,6 +22,7 @@ from bdia_exp.samplers.fitted import Fit, Step, Watch
 from bdia_exp.samplers.targets import fine_levels
 from bdia_exp.samplers.weights import Rows
 from bdia_exp.store import records
+from bdia_exp.store.files import write_once
 from bdia_exp.store.records import Record
 
 
@@ -104,13 +105,17 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
     def fitted() -> None:
         if path.exists():
             return
-        if not isinstance(asked, Drawing) and asked.prompt is not None:
+        if not isinstance(asked, Drawing) and asked.has_text:
             raise UserError(
                 f"sampler.{key}=auto: fit the coefficients for texts with `bdia-exp fit`, and "
                 "give the file"
             )
         options = replace(usual(asked.sampler.make), target=target_of(name))
-        records.save(path, made(asked, device, batch, options))
+        # For all classes and the usual noise: other runs read this file, too.
+        general = replace(asked, class_=None)
+        if isinstance(general, Drawing):
+            general = replace(general, noise_device="cpu")
+        write_once(path, records.text(made(general, device, batch, options)))
         say(f"the coefficients are kept in {path}")
 
     dist.by_rank_0(fitted)

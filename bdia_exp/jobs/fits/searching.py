@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bdia_exp import dist
 from bdia_exp.console import progress
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.fits.noises import Batch, weighted
 from bdia_exp.jobs.fits.options import FitOptions
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
-from bdia_exp.jobs.scoring import require_statistics, scorer_of
+from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.frechet import frechet_distance, require_enough
 from bdia_exp.metrics.score import Score
@@ -40,11 +39,9 @@ LARGE = 1e12
 def judge_of(asked: Comparing, options: FitOptions, device: str, batch: int) -> Score:
     """What judges the images: features, and a reference.
 
-    Raises UserError if there is no reference, if several processes must read images for it, or for
-    fewer images than the features have dimensions.
+    Raises UserError if there is no reference, or for fewer images than the features have
+    dimensions.
     """
-    if dist.world() > 1:
-        require_statistics(asked.reference)
     judge = scorer_of(asked, device, batch)
     require_enough(options.judged, judge.extractor.dim)
     return judge
@@ -58,14 +55,14 @@ class Trial:
     batch: Batch
     judge: Score
 
-    def __call__(self, rows: Rows) -> float:
-        """The FID with these coefficients; LARGE if the sampler diverges."""
+    def __call__(self, rows: Rows | None) -> float:
+        """The FID with these coefficients, or of the base method; LARGE if the sampler diverges."""
         from bdia_exp.metrics.sums import FeatureMoments
 
         extractor = self.judge.extractor
         assert self.judge.reference is not None
         moments = FeatureMoments(extractor.dim, sync_on_compute=False).to(extractor.device)
-        sampler = weighted(self.job.sampler, Given(rows))
+        sampler = weighted(self.job.sampler, Given(rows) if rows is not None else None)
         end = last(sampler(self.batch, self.batch.z, self.job.grid))
         if not end.isfinite().all():
             return LARGE
@@ -86,17 +83,17 @@ def searched(
     seeds, others = range(first, first + count), range(first + count, first + 2 * count)
     reaches = [step.reach for step in found.steps]
     trial = Trial(job, Batch.of(job, seeds, size), judge)
-    none, fitted, *more = search(found.rows, reaches, trial, found.bounds, options.trials)
-    best = min([none, fitted, *more])
+    tried = search(found.rows, reaches, trial, found.bounds, options.trials)
+    best = min(tried)
     aside = Trial(job, Batch.of(job, others, size), judge)
-    compared = {"base": none, "least_squares": fitted, "found": best}
+    compared = {"base": (trial(None), None), "least_squares": tried[1], "found": best}
     return best[1], {
         "features": judge.extractor.name,
         "features_sha256": judge.extractor.sha256,
         "resize": judge.resize,
         "seeds": f"{seeds[0]}-{seeds[-1]}",
         "held_out_seeds": f"{others[0]}-{others[-1]}",
-        "trials": len([none, fitted, *more]),
+        "trials": len(tried),
         "fid": {name: fid for name, (fid, _) in compared.items()},
         "held_out_fid": {name: aside(rows) for name, (_, rows) in compared.items()},
     }
@@ -109,7 +106,7 @@ def search(
     bounds: Bounds,
     trials: int | None,
 ) -> list[tuple[float, Rows]]:
-    """The coefficients that were tried, each with its distance: none, `fitted`, then CMA-ES's.
+    """The coefficients that were tried, each with its distance: zeros, `fitted`, then CMA-ES's.
 
     CMA-ES starts at the better of the first two. `reaches` has the size of a change of each
     coefficient. `bounds` are kept by every try. Raises UserError for one coefficient only.

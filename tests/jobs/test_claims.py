@@ -1,0 +1,57 @@
+"""A finished run is found again, unless it was made from other files."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdia_exp.cli.configs import call
+from bdia_exp.errors import UserError
+from bdia_exp.sources import checkpoints
+from tests.verbs.running import sample
+
+
+@pytest.fixture
+def net(tmp_path) -> Path:
+    """A copy of the bundled weights."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(checkpoints.BUNDLED / f"fashion_mini{suffix}", tmp_path / f"net{suffix}")
+    return tmp_path / "net.safetensors"
+
+
+def test_other_weights_that_are_not_here_are_no_finished_run(net, tmp_path, capsys):
+    words = ["images=1", "nfe=1", "model=edm", "sampler=ddim"]
+    sample(tmp_path / "run", *words, f"model.checkpoint={net}")
+    with pytest.raises(UserError, match=r"nothing is at .*typo\.safetensors"):
+        sample(tmp_path / "run", *words, f"model.checkpoint={tmp_path}/typo.safetensors")
+    net.unlink()
+    capsys.readouterr()
+    sample(tmp_path / "run", *words, f"model.checkpoint={net}")  # its record has the sha256
+    assert "is complete: nothing to do" in capsys.readouterr().out
+
+
+def test_coefficients_that_are_not_here_are_no_finished_run(tmp_path):
+    words = ["images=1", "nfe=3", "sampler=bdia_ddim"]
+    sample(tmp_path / "run", *words, "sampler.gamma=0.5")
+    with pytest.raises(UserError, match=r"nothing is at typo\.json"):
+        sample(tmp_path / "run", *words, "sampler.gamma=typo.json")
+
+
+def test_a_score_is_of_the_content_of_its_reference(tmp_path, capsys):
+    file = tmp_path / "reference.npz"
+    shutil.copy(checkpoints.BUNDLED / "fashion_reference.npz", file)
+    words = ["model=toy", "features=bundled", "images=66", "score=true", "save=none"]
+    run = [*words, f"reference={file}", "nfe=3", "device=cpu", f"out={tmp_path / 'run'}"]
+    first = call("sample", run)
+    assert first["reference_sha256"] == checkpoints.sha256(file)
+    assert call("sample", run) == first
+    assert "nothing to do" in capsys.readouterr().out
+    with np.load(file) as old:
+        arrays = dict(old)
+    arrays["mu"] = arrays["mu"] + 1
+    np.savez(file, **arrays)
+    again = call("sample", run)
+    assert again["score"]["fid"] > first["score"]["fid"]
+    file.unlink()  # then the record is all that is known
+    assert call("sample", run) == again

@@ -6,14 +6,16 @@
 
 The first command measures FIDs. The script measures distances from the fine solution of the same
 noises, held out from every fit; then round trips, the noise after inversion and the sampling error
-of the methods that can be inverted, at equal NFE. It writes race.json, race.md and race.png. Run
-again, it measures only what race.json lacks.
+of the methods that can be inverted, at equal NFE. It writes each result to cells/, then race.json,
+race.md and race.png. Run again, it measures only what cells/ lacks.
 """
 
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +28,10 @@ from bdia_exp.cli.configs import settings
 from bdia_exp.cli.files import CONFIGS
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.coefficients import USUAL, bare, file_of
 from bdia_exp.jobs.fits import fitting
 from bdia_exp.jobs.fits.noises import Batch
+from bdia_exp.jobs.identity import plainly, sampler_identity
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job, levels_of, sampler_on
 from bdia_exp.jobs.settings import Sampling
@@ -36,13 +40,16 @@ from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, short
 from bdia_exp.report.statistics import difference, verdict
 from bdia_exp.samplers import inversion
+from bdia_exp.samplers.cost import affordable
 from bdia_exp.samplers.fitted import rms
-from bdia_exp.samplers.targets import Fine, fine_levels
+from bdia_exp.samplers.targets import FINE, Fine, fine_levels
 from bdia_exp.store import records
+from bdia_exp.store.cache import Cells
 from bdia_exp.store.files import write_text
 from bdia_exp.store.records import Record
 from bdia_exp.verbs.exactness import from_image, from_noise
 
+MODEL, DEVICE = "model=fashion_mini", "cpu"
 SEEDS = range(3_500_000_000, 3_500_000_064)
 """The noises of the race: none is fitted."""
 IMAGES = SEEDS[:16]
@@ -80,16 +87,21 @@ class Prepared:
     """A model with its noises, and one fine solution for each range of levels."""
 
     def __init__(self) -> None:
-        asked = settings("sample", ["model=fashion_mini"])
-        self.model: Model = asked.model.make(**asked.how("cpu"))
+        asked = settings("sample", [MODEL])
+        self.model: Model = asked.model.make(**asked.how(DEVICE))
         self.fines: dict[tuple, Fine] = {}
 
-    def job(self, words: Iterable[str], nfe: int) -> tuple[Sampling, Job]:
-        """The settings of a run and its job, without loading the model again."""
-        asked = settings("sample", ["model=fashion_mini", *words, f"nfe={nfe}"])
-        fitting.ensure(asked, "cpu", 64)
+    def nearest(self, words: Iterable[str], nfe: int) -> Sampling:
+        """The settings of a run with as many evaluations as are possible, at most `nfe`."""
+        asked = asked_for(words, nfe)
+        grid = partial(asked.grid.make, schedule=self.model.schedule)
+        return replace(asked, nfe=affordable(bare(asked.sampler), grid, nfe)[1])
+
+    def job(self, asked: Sampling) -> Job:
+        """The job of a run, without loading the model again."""
+        fitting.ensure(asked, DEVICE, 64)
         grid = levels_of(asked, self.model)
-        return asked, Job(self.model, sampler_on(asked, grid), grid, None, None, "cpu")
+        return Job(self.model, sampler_on(asked, grid), grid, None, None, "cpu")
 
     def fine(self, job: Job, seeds: range) -> tuple[Batch, Tensor]:
         """The noises of these seeds and the end of their fine solution."""
@@ -100,81 +112,85 @@ class Prepared:
             self.fines[key] = Fine.solved(batch, batch.z, levels)
         return batch, self.fines[key].end
 
+    def identity(self, asked: Sampling, seeds: range) -> Record:
+        """All that decides what is measured of a run on these noises."""
+        named = file_of(asked.sampler.config)
+        return {
+            "model": asked.model.config,
+            "checkpoint_sha256": self.model.provenance["sha256"],
+            **asked.rounding,
+            "sampler": sampler_identity(asked.sampler.config),
+            "coefficients": named and [USUAL, *named],
+            "grid": asked.grid.config,
+            "nfe": asked.nfe,
+            "seeds": f"{seeds[0]}-{seeds[-1]}",
+            "fine": FINE,
+        }
 
-def sampling(
-    root: Path, rows: dict[str, list[str]], nfes: Iterable[int], before: Record | None = None
-) -> list[Record]:
-    """The distances of every sampler's end states from the fine solution.
 
-    They are saved after each cell. Those in `before`, of an earlier run, are not measured again.
-    """
-    before = before or {}
-    there = {(cell["row"], cell["nfe"]): cell for cell in before.get("cells", [])}
+def asked_for(words: Iterable[str], nfe: int) -> Sampling:
+    """The settings of a run of the race's model."""
+    return settings("sample", [MODEL, *words, f"nfe={nfe}"])
+
+
+def sampling(cells: Cells, rows: dict[str, list[str]], nfes: Sequence[int]) -> list[Record]:
+    """The distances of every sampler's end states from the fine solution."""
     prepared, found = Prepared(), []
-    with progress(len(rows) * len([*nfes]), "cell") as bar:
-        for name, words in rows.items():
-            for nfe in nfes:
-                if (name, nfe) in there:
-                    found.append(there[name, nfe])
-                    bar.update()
-                    continue
-                _, job = prepared.job([*words, "grid=karras"], nfe)
-                batch, end = prepared.fine(job, SEEDS)
-                wrong = last(job.sampler(batch, batch.z, job.grid)) - end
-                each = wrong.flatten(1).square().mean(1).sqrt()
-                cell = {"row": name, "nfe": nfe, "rms": rms(wrong), "median": median(each.tolist())}
-                found.append(cell)
-                bar.update()
-                records.save(root / "race.json", {**before, "cells": found})
+    with progress(len(rows) * len(nfes), "cell") as bar:
+        for (name, words), nfe in product(rows.items(), nfes):
+            asked = asked_for([*words, "grid=karras"], nfe)
+            run = partial(distances, prepared, asked)
+            cell = cells.get(f"distance-{name}-{nfe}", prepared.identity(asked, SEEDS), run)
+            found.append({"row": name, "nfe": nfe, **cell["distances"]})
+            bar.update()
     return found
 
 
-def round_trips(prepared: Prepared, job: Job) -> Record:
-    """The errors of one method. Raises UserError if it cannot be undone on its grid."""
-    batch, end = prepared.fine(job, IMAGES)
-    way = partial(inversion.of, job.sampler)
-    x = job.model.encode(job.model.decode(end))
-    drawn = last(job.sampler(batch, batch.z, job.grid))
-    cell: Record = {"error": rms(drawn - end)}
-    for state in ("float64", "float32"):
-        dtype = inversion.STATES[state]
-        first, kept, back = from_image(way(state=state), batch, x.to(dtype), job.grid)
-        cell[f"image_{state}"] = rms(back.double() - first.double()) / rms(first)
-        cell["noise"] = rms(kept["z"]) / rms(batch.z) if state == "float64" else cell["noise"]
-        first, _, back = from_noise(way(state=state), batch, batch.z.to(dtype), job.grid)
-        cell[f"noise_{state}"] = rms(back.double() - first.double()) / rms(first)
-    cell["growth"] = way().growth(job.grid)
-    return cell
+def distances(prepared: Prepared, asked: Sampling) -> Record:
+    """The RMS distance of one run's end states, and the median of those of its images."""
+    job = prepared.job(asked)
+    batch, end = prepared.fine(job, SEEDS)
+    wrong = last(job.sampler(batch, batch.z, job.grid)) - end
+    each = wrong.flatten(1).square().mean(1).sqrt()
+    return {"distances": {"rms": rms(wrong), "median": median(each.tolist())}}
 
 
-def reversible(
-    prepared: Prepared, grid: str, nfe: int, known: Sequence[Record] = ()
-) -> list[Record]:
+def reversible(cells: Cells, prepared: Prepared, grid: str, nfe: int) -> list[Record]:
     """Round trips at about `nfe` evaluations to noise, of every method that can be inverted.
 
-    Methods that are in `known` are not measured again. One that cannot be undone on this grid is
-    named and left out.
+    One that cannot be undone on this grid is named and left out.
     """
     found = []
     for name, words in REVERSIBLE.items():
-        there = [c for c in known if (c["row"], c["grid"], c["asked"]) == (name, grid, nfe)]
-        if there:
-            found += there
-            continue
+        asked = prepared.nearest([*words, f"grid={grid}"], nfe)
+        trip = partial(round_trips, prepared, asked)
         try:
-            asked, job = prepared.job([*words, f"grid={grid}"], nfe)
-        except UserError as error:
-            possible = [int(word) for word in str(error).split() if word.isdigit()]
-            asked, job = prepared.job([*words, f"grid={grid}"], possible[0])
-        try:
-            made = round_trips(prepared, job)
+            made = cells.get(f"trip-{name}-{grid}-{nfe}", prepared.identity(asked, IMAGES), trip)
         except UserError as error:
             say(f"{grid} {nfe} {name} is left out: {error}")
             continue
-        cell = {"row": name, "grid": grid, "nfe": asked.nfe, "asked": nfe, **made}
+        cell = {"row": name, "grid": grid, "nfe": asked.nfe, "asked": nfe, **made["errors"]}
         found.append(cell)
         say(f"{grid} {nfe} {name}: {json.dumps(cell)}")
     return found
+
+
+def round_trips(prepared: Prepared, asked: Sampling) -> Record:
+    """The errors of one method. Raises UserError if it cannot be undone on its grid."""
+    job = prepared.job(asked)
+    way = partial(inversion.of, job.sampler)
+    found: Record = {"growth": way().growth(job.grid)}
+    batch, end = prepared.fine(job, IMAGES)
+    x = job.model.encode(job.model.decode(end))
+    found["error"] = rms(last(job.sampler(batch, batch.z, job.grid)) - end)
+    for state in ("float64", "float32"):
+        dtype = inversion.STATES[state]
+        first, kept, back = from_image(way(state=state), batch, x.to(dtype), job.grid)
+        found[f"image_{state}"] = rms(back.double() - first.double()) / rms(first)
+        found.setdefault("noise", rms(kept["z"]) / rms(batch.z))
+        first, _, back = from_noise(way(state=state), batch, batch.z.to(dtype), job.grid)
+        found[f"noise_{state}"] = rms(back.double() - first.double()) / rms(first)
+    return {"errors": found}
 
 
 def envelope(cells: list[Record]) -> dict[int, str]:
@@ -199,12 +215,8 @@ def markdown(race: Record) -> str:
                 heads, [[row, *(f"{at[row, nfe][what]:.4f}" for nfe in nfes)] for row in rows]
             ),
         ]
-    parts.append(
-        "Smallest RMS: "
-        + "; ".join(f"NFE {nfe}: {row}" for nfe, row in envelope(cells).items())
-        + "."
-    )
-    parts.append("![Distances and FID](race.png)")
+    best = "; ".join(f"NFE {nfe}: {row}" for nfe, row in envelope(cells).items())
+    parts += [f"Smallest RMS: {best}.", "![Distances and FID](race.png)"]
     return "\n\n".join([*parts, *_reversible(race["reversible"])]) + "\n"
 
 
@@ -236,7 +248,8 @@ def _reversible(cells: list[Record]) -> list[str]:
         "from; 1 is right. Growth: Π 1/|γ_i|, or as much for couplings.",
     ]
     heads = ["method", "NFE", "sampling error", "noise", "growth"]
-    heads += [f"{way}, {state}" for way in ("image", "noise") for state in ("float64", "float32")]
+    trips = [*product(("image", "noise"), ("float64", "float32"))]
+    heads += [f"{way}, {state}" for way, state in trips]
     for grid, title in GRIDS.items():
         for spent in sorted({cell["asked"] for cell in cells if cell["grid"] == grid}):
             rows = [
@@ -246,11 +259,7 @@ def _reversible(cells: list[Record]) -> list[str]:
                     f"{cell['error']:.4f}",
                     f"{cell['noise']:.4g}",
                     short(cell["growth"]),
-                    *(
-                        short(cell[f"{way}_{state}"])
-                        for way in ("image", "noise")
-                        for state in ("float64", "float32")
-                    ),
+                    *(short(cell[f"{way}_{state}"]) for way, state in trips),
                 ]
                 for cell in cells
                 if cell["grid"] == grid and cell["asked"] == spent
@@ -266,20 +275,18 @@ def main() -> None:
     root, nfes = (given := parser.parse_args()).root, given.nfes
     experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/race.yaml"))
     (table,) = experiment["tables"]
-    before = records.load(root / "race.json") or {}
+    cells = Cells(root, plainly, "race", DEVICE)
     with torch.inference_mode():
-        cells = sampling(root, table["rows"], nfes, before)
+        found = sampling(cells, table["rows"], nfes)
         both: list[Record] = []
-        for grid in GRIDS:
-            for spent in SPENT:
-                both += reversible(Prepared(), grid, spent, before.get("reversible", []))
-                records.save(root / "race.json", {**before, "cells": cells, "reversible": both})
-    race = {**records.provenance(), **before, "cells": cells, "reversible": both}
+        for grid, spent in product(GRIDS, SPENT):
+            both += reversible(cells, Prepared(), grid, spent)
+    race = {**cells.made, "device": cells.device, "cells": found, "reversible": both}
     records.save(root / "race.json", race)
     drawn = root / "tables.json"
     fids = json.loads(drawn.read_text(encoding="utf-8"))["tables"] if drawn.exists() else []
     write_text(root / "race.md", markdown(race) + "".join(map(paired, fids)))
-    curves.race(cells, fids, root / "race.png")
+    curves.race(found, fids, root / "race.png")
 
 
 if __name__ == "__main__":

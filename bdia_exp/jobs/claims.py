@@ -14,6 +14,10 @@ from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
 
 
+NEEDED = {"checkpoint", "control_network", "coefficients_sha256"}
+"""The files without which no run is known, by the identity's key of their sha256."""
+
+
 def claim(
     asked: Sampling | Inverting, identify: Callable[[Record], Record], prefix: str = ""
 ) -> RunFolder:
@@ -24,12 +28,11 @@ def claim(
     UserError if the folder contains another experiment, or if a file is missing.
     """
     folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
-    then = known(folder.before, asked) if folder else {}
-    _fetch([name for what, name in files_of(asked).items() if what not in then], asked)
+    then, names = known(folder.before, asked) if folder else {}, files_of(asked)
+    _fetch([name for what, name in names.items() if what not in then], asked)
     identity = identify(then)
-    for what, name in files_of(asked).items():
-        if what not in {*identity, "description"}:
-            checkpoints.locate(name)  # raises UserError: there is no such file
+    for what in sorted(NEEDED & names.keys() - identity.keys()):
+        checkpoints.locate(names[what])  # raises UserError: there is no such file
     if folder is None:
         runs, digest = Path("runs") / asked.model.name, records.digest(identity)
         name = f"{prefix}{full_name(asked.sampler)}-nfe{asked.nfe}-{digest}"

@@ -27,8 +27,8 @@ from bdia_exp.seeds import Generators
 from bdia_exp.store.images import Folder, Latents
 from bdia_exp.store.shards import Shards
 
-ULPS = 1e-9
-"""Tolerance of a level at the end of the range that a network supports."""
+TOLERANCE = 1e-9
+"""Relative tolerance of σ/α at the ends of the range that a network supports."""
 
 
 def levels_of(asked: Solving, model: Model) -> Grid:
@@ -40,7 +40,7 @@ def levels_of(asked: Solving, model: Model) -> Grid:
             f"grid={asked.grid.name} has levels of numbers, and diffusion={asked.diffusion.name} "
             "has matrices: choose grid=quadratic_time"
         )
-    low, high = least * (1 - ULPS), most * (1 + ULPS)
+    low, high = least * (1 - TOLERANCE), most * (1 + TOLERANCE)
     beyond = [
         level.rho
         for level in grid
@@ -93,7 +93,11 @@ class Job:
         )
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The noise and the labels of these seeds, drawn in EDM's order."""
+        """The noise and the labels of these seeds, drawn in EDM's order.
+
+        The noise is float64, [B, *model.shape]. Labels are int64, [B]; None for a model without
+        classes.
+        """
         return self._draw(Generators(seeds, self.noise_device))
 
     def _draw(self, rng: Generators) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +110,8 @@ class Job:
     def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
         """The end states of these seeds, and the number of network evaluations per image.
 
-        `step` is called after every step of the sampler.
+        `step` is called after every step of the sampler. Raises UserError if the end states are
+        not finite.
         """
         rng = Generators(seeds, self.noise_device)
         z, labels = self._draw(rng)

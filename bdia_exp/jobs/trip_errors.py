@@ -75,16 +75,21 @@ def amplification(trip: Trip, there: Way, back: Way) -> Record | None:
 
 
 def errors(a: Tensor, b: Tensor) -> dict[str, float]:
+    """The largest and the RMS difference of elements, in the units of the two tensors.
+
+    The shapes are equal, or can be broadcast. For images, uint8, the scale is 0 to 255.
+    """
     wrong = a.double().cpu() - b.double().cpu()
     return {"max": float(wrong.abs().max()), "rms": float(wrong.square().mean().sqrt())}
 
 
 def difference(a: Tensor, b: Tensor, times: int) -> Tensor:
+    """|a − b| of images, uint8 of one shape, enlarged `times` times; above 255 it is 255."""
     return ((a.int() - b.int()).abs() * times).clamp(max=255).byte()
 
 
 def as_pictures(z: Tensor) -> Tensor:
-    """States of any scale as grey values: ±3 standard deviations from black to white.
+    """States, [N, C, H, W], as uint8 pixels: ±3 standard deviations (of all) from black to white.
 
     Of pairs (x, v), [N, 2, C, H, W], x is shown.
     """
@@ -93,6 +98,7 @@ def as_pictures(z: Tensor) -> Tensor:
 
 
 def share_of(extractor: Extractor, images: Tensor, label: int) -> float:
+    """The share of images, uint8 [N, C, H, W], that a classifier sees as class `label`: 0 to 1."""
     assert extractor.classes
     accuracy: Any = label_accuracy(extractor.classes)
     for part in images.split(256):

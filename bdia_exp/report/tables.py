@@ -142,7 +142,7 @@ def _interval(
 def _best(column: str, cells: Mapping) -> list[tuple[str, str]]:
     """The cells of a column that are not shown to be worse than the one with the least FID.
 
-    None if there is nothing to compare, or if a comparison is not possible.
+    Empty if there is nothing to compare, or if a comparison is not possible.
     """
     found = {key: cell for key, cell in cells.items() if cell["column"] == column}
     if len(found) < 2:

@@ -2,7 +2,7 @@
 
 Every grid is a function of (steps, schedule) and returns steps + 1 levels. `schedule` is the
 model's. `karras` and `arc` keep to the σ/α that it supports, `arc` takes the times from any
-schedule, and the others need the table of a `DiscreteVP`.
+schedule, `quadratic_time` needs a `Diffusion`, and the others the table of a `DiscreteVP`.
 
 `pairing` says which ᾱ goes with the time k that the network is given (docs/samplers.md, "Grids"):
 

@@ -70,7 +70,8 @@ def averaged(
     """IIA-EDM: EDM's sampler, and columns with coefficients [IIA Alg. 1, 11, 18].
 
     The columns are `slopes` (basic) or `parts` (advanced). Without coefficients it is `heun`. A
-    step to σ = 0 is Euler's, without columns.
+    step to σ = 0 is Euler's, without columns. Raises UserError for a file of coefficients that was
+    not read, and for a step without one coefficient for each column.
     """
     weights = coefficients_of(coefficients)
     steps: list[Averaged] = []

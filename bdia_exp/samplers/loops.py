@@ -30,6 +30,7 @@ from bdia_exp.samplers.weights import (
     coefficients_of,
     gammas,
     moved,
+    require_not_negative,
 )
 
 # -- one evaluation per step ---------------------------------------------------------------------
@@ -135,8 +136,8 @@ def bdia(
     through the two newest evaluations. γ₂ = 0 does not use the oldest state z_{i+2}; with γ₁ = 0
     too, it is `deis` of order 2 in σ/α. Raises UserError for a negative γ.
     """
-    _check_gamma(gamma1)
-    _check_gamma(gamma2)
+    require_not_negative("gamma1", gamma1)
+    require_not_negative("gamma2", gamma2)
     trail: list[Estimate] = []
     for s, t in pairwise(grid):
         trail.append(model(z, s))
@@ -226,11 +227,6 @@ def _check_refine(refine: str) -> None:
         raise UserError(
             f"sampler.refine={refine!r} is unknown{nearest(refine, ['literal', 'hat'])}"
         )
-
-
-def _check_gamma(gamma: float) -> None:
-    if not gamma >= 0:
-        raise UserError(f"sampler.gamma={gamma} must not be negative; the papers use 0 to 1")
 
 
 # -- two states ----------------------------------------------------------------------------------

@@ -108,8 +108,7 @@ def gammas(gamma: Gamma, levels: Grid) -> Weights:
     Raises UserError for a negative γ, and for a list that has too few numbers or no numbers.
     """
     if isinstance(gamma, (int, float)):
-        if not gamma >= 0:
-            raise UserError(f"sampler.gamma={gamma} must not be negative; the papers use 0 to 1")
+        require_not_negative("gamma", gamma)
         return Given([(gamma,)] * (len(levels) - 1)) if gamma else NONE
     if isinstance(gamma, str):
         if gamma == OBELM:
@@ -132,6 +131,12 @@ def gammas(gamma: Gamma, levels: Grid) -> Weights:
             f"needs {needed}: one for each step but the first"
         )
     return Given([(each,) for each in numbers])
+
+
+def require_not_negative(key: str, gamma: float) -> None:
+    """Raises UserError for a negative γ. `key` is its name among the arguments of the sampler."""
+    if not gamma >= 0:
+        raise UserError(f"sampler.{key}={gamma} must not be negative; the papers use 0 to 1")
 
 
 def as_number(gamma: float | str) -> float:

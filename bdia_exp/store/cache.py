@@ -6,29 +6,56 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bdia_exp import dist
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
+
+AND = "; "
+"""Stands between the names of several devices."""
 
 
 class Cells:
     """A study's results in `root`/cells, one JSON file each. A stored result is not computed again.
 
     The name of a file contains the digest of the result's identity (all settings that decide it),
-    so studies with different settings can share a folder. `made`, the commit and the versions, is
-    added to every result. `plainly` converts identities, also old ones, for comparison.
+    so studies with different settings can share a folder. `made`, the commit and the versions, and
+    the name of the device are added to every result. `plainly` converts identities, also old ones,
+    for comparison. The study's own file is `root`/`study`.json. Raises UserError if it is damaged.
     """
 
-    def __init__(self, root: Path, plainly: Callable[[Any], Any]):
+    def __init__(self, root: Path, plainly: Callable[[Any], Any], study: str, device: str):
         self.root, self.made, self._plainly = root, records.provenance(), plainly
+        self._here = dist.device_name(device)
+        self._before: str = (records.load(root / f"{study}.json") or {}).get("device", "")
+        self._devices: set[str] = set()
+
+    @property
+    def device(self) -> str:
+        """The names of the devices that computed the results which `get` has returned.
+
+        A result of an earlier release has no name; it counts as of those that its study named.
+        """
+        return AND.join(sorted(self._devices))
 
     def get(self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
-        """The result of this identity: read from the disk, or else computed and written."""
+        """The result of this identity: read from the disk, or else computed and written.
+
+        Raises UserError if a file of this name is damaged.
+        """
+        found = self._stored_or_computed(name, identity, compute)
+        self._devices |= {*found.get("device", self._before).split(AND)} - {""}
+        return found
+
+    def _stored_or_computed(
+        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]
+    ) -> Record:
         plain = self._plainly(identity)
         slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
         for file in sorted((self.root / "cells").glob(f"{glob.escape(slug)}-????????.json")):
             found = records.load(file)
             if found and self._plainly(found.get("identity")) == plain:
                 return found
-        found = {"name": name, "identity": plain, **self.made, **compute()}
+        about = {"name": name, "identity": plain, **self.made, "device": self._here}
+        found = {**about, **compute()}
         records.save(self.root / "cells" / f"{slug}-{records.digest(plain)}.json", found)
         return found

@@ -74,8 +74,11 @@ class Manifest:
                 os.fsync(file.fileno())
 
     def refresh(self) -> None:
-        """Reads what other processes have listed since this list was opened."""
-        self._lines |= self._read()
+        """Reads the lists again: others may have added or removed lines since they were read.
+
+        Nobody else may remove lines meanwhile: call it when the run is locked.
+        """
+        self._lines = self._read()
 
     def merge(self, without: Iterable[str] = ()) -> None:
         """Writes one sorted list in place of those of all processes, `without` these keys.

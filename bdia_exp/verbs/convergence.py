@@ -87,7 +87,7 @@ def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
                 f"{most:.4g} or less"
             )
     root = folder_of(asked.out, "convergence")
-    cells, span = Cells(root, plainly), asked.span
+    cells, span = Cells(root, plainly, "convergence", device), asked.span
     drawn: list[Record] = []
     with progress(len(solved) * len(chosen) * len(wanted), "run") as bar:
         for problem in solved:
@@ -105,7 +105,7 @@ def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
     study: Record = {
         "command": "convergence",
         **cells.made,
-        "device": dist.device_name(device),
+        "device": cells.device,
         "config": {"steps": wanted, "count": asked.count, **span},
         "problems": drawn,
     }

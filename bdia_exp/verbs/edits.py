@@ -1,7 +1,7 @@
 """`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     plan = {label: [*common, *more, *how] for label, how in chosen.items()}
     root = folder_of(asked.out, f"edits-{records.digest(plan)}")
     made: Record = {}
+    folders: dict[str, Path] = {}
     for label, words in plan.items():
         first = compose(words)
         # No cost depends on the schedule, but a diffusion's grid needs its own.
@@ -85,10 +86,10 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
             _, nfe = affordable(sampler, grid, asked.nfe)
         else:
             nfe = evaluations(sampler, grid(asked.steps))
-        folder = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
+        folders[label] = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
-        made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folder)}"]))
-    _draw(made, root, asked.images)
+        made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folders[label])}"]))
+    _draw(made, folders, root, asked.images)
     return made
 
 
@@ -96,11 +97,12 @@ def _grid(make: Callable[..., Grid], schedule: Schedule, steps: int) -> Grid:
     return make(steps, schedule)
 
 
-def _draw(made: Record, root: Path, images: str) -> None:
+def _draw(made: Record, folders: Mapping[str, Path], root: Path, images: str) -> None:
+    """Writes the sheet, the table and the records, of runs that are in `folders` now."""
     strips: dict[str, Path | Image.Image] = {}
     rows = []
     for label, record in made.items():
-        found = ImageSet(record["config"]["out"]).read(range(min(record["images"], SHOWN)))
+        found = ImageSet(folders[label]).read(range(min(record["images"], SHOWN)))
         if not strips:
             channels, height, width = found.shape[1:]
             source = ImageSet(checkpoints.located(images), fit=(channels, height, width))

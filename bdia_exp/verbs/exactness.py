@@ -79,7 +79,7 @@ def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
     methods = _methods(numbers("gammas", asked.gammas), asked.samplers, states, compose)
     begun = problems_of(asked.problems, asked.count, device, compose)
     root = folder_of(asked.out, "exactness")
-    cells = Cells(root, plainly)
+    cells = Cells(root, plainly, "exactness", device)
     drawn = []
     with progress(len(begun) * len(methods) * len(wanted) * len(WAYS), "trip") as bar:
         for problem in begun:
@@ -93,7 +93,7 @@ def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
     study: Record = {
         "command": "exactness",
         **cells.made,
-        "device": dist.device_name(device),
+        "device": cells.device,
         "config": {"steps": wanted, "count": asked.count, "states": [*states]},
         "problems": drawn,
     }

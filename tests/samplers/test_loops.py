@@ -10,7 +10,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import CLEAN, Counted, Estimate, Grid, Level
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.grids import karras
-from bdia_exp.samplers.loops import heun, multistep, pndm
+from bdia_exp.samplers.loops import bdia, heun, multistep, pndm
 from bdia_exp.samplers.rules import deis
 from bdia_exp.samplers.starts import halfway
 from tests.laws import (
@@ -179,12 +179,20 @@ def test_grid_for_names_the_nearest_possible_numbers(nfe, possible):
         grid_for(partial(heun, gamma=1.0), karras, nfe)
 
 
-@pytest.mark.parametrize("loop", [multistep, heun])
+@pytest.mark.parametrize(
+    ("loop", "key"),
+    [
+        (multistep, "gamma"),
+        (heun, "gamma"),
+        (partial(bdia, gamma2=0.5), "gamma1"),
+        (partial(bdia, gamma1=0.5), "gamma2"),
+    ],
+)
 @pytest.mark.parametrize("gamma", [-0.5, math.nan])
-def test_a_negative_gamma_is_refused(loop, gamma):
+def test_a_negative_gamma_is_refused_by_its_key(loop, key, gamma):
     levels = vp_arc(2)
-    with pytest.raises(UserError, match=r"sampler\.gamma"):
-        end(partial(loop, gamma=gamma), MODEL, states(MIXTURE, levels[0]), levels)
+    with pytest.raises(UserError, match=rf"^sampler\.{key}={gamma} must not be negative"):
+        end(partial(loop, **{key: gamma}), MODEL, states(MIXTURE, levels[0]), levels)
 
 
 def test_an_unknown_refinement_is_refused():

@@ -57,6 +57,18 @@ def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path):
     assert (found.read(range(4)) == 0).all()
 
 
+def test_a_shard_that_was_put_aside_is_listed_again_by_who_knew_its_line(tmp_path):
+    seeds = parse("0-1")
+    Shards(tmp_path, seeds, 2).write([0, 1], BLACK)
+    part = Shards(tmp_path, seeds, 2, Part(1, 1))
+    verifying = Shards(tmp_path, seeds, 2)
+    verifying.put_aside(verifying.files(verifying.all[0]))
+    part.manifest.refresh()
+    assert part.missing() == part.all
+    part.write([0, 1], BLACK)
+    assert not Shards(tmp_path, seeds, 2).missing()
+
+
 def test_what_was_measured_of_a_shard_does_not_outlive_its_images(tmp_path):
     shards, end = Shards(tmp_path, parse("0-1"), 2), ".features-0.npz"
     shards.write([0, 1], BLACK)

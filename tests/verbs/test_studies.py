@@ -290,7 +290,7 @@ def test_numbers_are_read_as_lists_texts_or_alone():
 
 
 def test_results_are_told_apart_by_their_identity(tmp_path):
-    kept, calls = Cells(tmp_path, plainly), []
+    kept, calls = Cells(tmp_path, plainly, "study", "cpu"), []
 
     def compute() -> dict:
         calls.append(1)
@@ -301,3 +301,25 @@ def test_results_are_told_apart_by_their_identity(tmp_path):
     assert kept.get("a γ=1", {"n": 2}, compute)["value"] == 2
     assert all(name.startswith("a_gamma=1-") for name in written(tmp_path))
     assert rms(torch.tensor([3.0, -3.0])) == 3
+
+
+STUDIES = {
+    "convergence": ("problems=gaussian", "samplers=ddim", "steps=1,2"),
+    "exactness": ("problems=mixture", "gammas=1", "samplers=[]", "states=float64", "steps=4"),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_names_the_devices_of_all_its_results(study, tmp_path):
+    words = [*TOY, *STUDIES[study]]
+    here = run(study, tmp_path, *words)["device"]
+    cell, *_ = tmp_path.glob("cells/*.json")
+    result = json.loads(cell.read_text())
+    assert result.pop("device") == here
+    cell.write_text(json.dumps(result | {"device": "a GPU"}))
+    both = run(study, tmp_path, *words)
+    assert both["device"] == f"a GPU; {here}"
+    # A result of an earlier release does not name its device, but its study does.
+    cell.write_text(json.dumps(result))
+    (tmp_path / f"{study}.json").write_text(json.dumps(both | {"device": "an old GPU"}))
+    assert run(study, tmp_path, *words)["device"] == f"an old GPU; {here}"

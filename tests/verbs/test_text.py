@@ -258,6 +258,18 @@ def test_edits_by_several_methods_on_one_sheet(picture, tmp_path, capsys):
     assert capsys.readouterr().out.count("nothing to do") == 3
 
 
+def test_edits_in_a_folder_that_was_moved_are_drawn_again(picture, tmp_path):
+    words = ("prompt=a cat", "to=a dog", "settings=model=tiny-sd", "steps=2", "methods=ddim")
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    do("edits", f"image={picture}", *words, f"out={out}", "device=cpu")
+    sheet = (out / "sheet.png").read_bytes()
+    out.rename(moved)
+    (moved / "sheet.png").unlink()
+    do("edits", f"image={picture}", *words, f"out={moved}", "device=cpu")
+    assert (moved / "sheet.png").read_bytes() == sheet
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

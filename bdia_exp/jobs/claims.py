@@ -13,7 +13,6 @@ from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
 
-
 NEEDED = {"checkpoint", "control_network", "coefficients_sha256"}
 """The files without which no run is known, by the identity's key of their sha256."""
 

@@ -17,6 +17,7 @@ from PIL import Image
 from bdia_exp.cli.files import CONFIGS
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
+from bdia_exp.jobs.identity import plainly
 from bdia_exp.report import figures
 from bdia_exp.store.files import write_text
 from bdia_exp.store.image_sets import ImageSet
@@ -38,8 +39,8 @@ def load(path: Path) -> Any:
 
 
 def key_of(config: dict, levels: str) -> str:
-    """The key that joins the studies: a sampler's configuration and kind of levels, as text."""
-    return json.dumps([config, levels], sort_keys=True)
+    """The key that joins the studies, of any age: the sampler and its kind of levels, as text."""
+    return json.dumps([plainly(config), levels], sort_keys=True)
 
 
 def sampler_of(record: dict) -> str:

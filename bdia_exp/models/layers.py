@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FUSED = 256
+"""From this number of pixels on, the parts of an attention are copied so that the channels of a
+head are next to each other: PyTorch's fused kernels need this. For fewer pixels the gain would be
+small, and the bits are those of earlier results."""
+
 
 class Linear(nn.Linear):
     """`nn.Linear` whose parameters are cast to the dtype of its input."""
@@ -202,6 +207,9 @@ class UNetBlock(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         # q, k and v are interleaved inside each channel of a head, not stored one after the other.
-        qkv = self.qkv(x).reshape(b, self.heads, c // self.heads, 3, h * w)
-        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
-        return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        qkv = self.qkv(x).permute(0, 2, 3, 1).reshape(b, h * w, self.heads, c // self.heads, 3)
+        parts = qkv.permute(4, 0, 2, 1, 3).unbind()
+        if h * w >= FUSED:
+            parts = tuple(part.contiguous() for part in parts)
+        mixed = F.scaled_dot_product_attention(*parts)  # [b, heads, pixels, channels of a head]
+        return mixed.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bdia_exp.models.layers import GroupNorm, edm_norm
+from bdia_exp.models.layers import GroupNorm, UNetBlock, edm_norm
 
 
 @pytest.fixture
@@ -56,3 +57,32 @@ def test_the_gradient_of_a_bfloat16_norm(norm):
 @pytest.mark.parametrize(("channels", "groups"), [(4, 1), (16, 4), (128, 32), (256, 32)])
 def test_edm_s_groups_have_at_least_four_channels(channels, groups):
     assert edm_norm(channels, 1e-5).num_groups == groups
+
+
+@pytest.fixture
+def block() -> UNetBlock:
+    torch.manual_seed(0)
+    how = {"dropout": 0.0, "skip_scale": 1.0, "eps": 1e-5, "resample_proj": False, "adaptive": True}
+    block = UNetBlock(64, 64, 16, heads=2, **how)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return block.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("pixels", [8, 16])
+def test_attention_is_edm_s_formula(block, pixels):
+    """softmax(qᵀk/√d) over the pixels of each head; the channels of q, k and v are interleaved."""
+    x = torch.randn(3, 64, pixels, pixels).to(memory_format=torch.channels_last)
+    q, k, v = block.qkv(x).double().reshape(3 * 2, 32, 3, pixels**2).unbind(2)
+    weights = torch.einsum("ncq,nck->nqk", q, k / 32**0.5).softmax(2)
+    expected = torch.einsum("nqk,nck->ncq", weights, v).reshape(x.shape)
+    assert (block._attend(x) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # why a kernel is refused
+def test_attention_over_many_pixels_has_a_fused_kernel(block):
+    few, many = (torch.randn(3, 64, n, n).to(memory_format=torch.channels_last) for n in (8, 16))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert block._attend(many).is_contiguous(memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError):
+            block._attend(few)  # its bits are those of earlier results

@@ -64,7 +64,12 @@ def recorded_scorer(record: Record) -> Score | None:
         return None
     if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
         raise UserError("record.json does not say with what its images are scored: run it again")
-    path = require_statistics(config.get("reference"))
+    path, then = require_statistics(config.get("reference")), record.get("reference_sha256")
+    if then and checkpoints.sha256(path) != then:
+        raise UserError(
+            f"reference={config['reference']} has other content than when the run was begun: bring "
+            "the old file back, or run `sample` again to score against the new one"
+        )
     clip = about.get("clip")
     return Score(
         Known(**{key: about[key] for key in ABOUT}),

@@ -116,7 +116,8 @@ Denoiser = Callable[[Tensor, Level], Estimate]
 """A network with its condition and guidance bound: state [B, …] and level → `Estimate`."""
 
 Rule = Callable[[Sequence[Estimate], Level], Tensor]
-"""All evaluations so far, newest last, and the level to reach → the next state."""
+"""The evaluations so far, newest last, and the level to reach → the next state. Of many evaluations
+only the newest are there, of four different levels."""
 
 Sampler = Callable[[Denoiser, Tensor, Grid], Iterator[Tensor]]
 """A generator of states, one for each level of the grid after the first."""

@@ -5,6 +5,7 @@ bring the state closest to a target; the next step starts from the fitted state.
 step, over all elements of all images. IIA's (13), (19) and (23) are this, each for its columns.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -40,7 +41,22 @@ class Bounds:
             weight = min(max(weight, low), high)
         if self.denominator:
             weight = float(Fraction(weight).limit_denominator(self.denominator))
+        if self.denominator and self.within and not low <= weight <= high:
+            weight = self._inside(weight, self.denominator)
         return weight
+
+    def _inside(self, weight: float, denominator: int) -> float:
+        """The nearest such fraction that is within. Raises UserError if there is none."""
+        low, high = self.within or (weight, weight)
+        whole = range(1, denominator + 1)
+        ends = [math.ceil(low * d) / d for d in whole] + [math.floor(high * d) / d for d in whole]
+        found = [end for end in ends if low <= end <= high]
+        if not found:
+            raise UserError(
+                f"fit.within=[{low:g},{high:g}] contains no fraction with a denominator of at most "
+                f"{denominator}: give a larger fit.denominator, or other bounds"
+            )
+        return min(found, key=lambda end: abs(end - weight))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level
 from bdia_exp.samplers.linear import LinearLevel, check_root, diffusion_of
-from bdia_exp.samplers.rules import check_order, latest
+from bdia_exp.samplers.rules import check_order, forget, latest
 
 
 def predictor(trail: Sequence[Estimate], t: Level, *, order: int = 3, K: str = "R") -> Tensor:
@@ -81,6 +81,7 @@ def predict_correct(
     for s, t in pairwise(grid):
         now = model(z, s)
         trail.append(now)
+        forget(trail)
         z = integrated(latest(trail, order, _time), now, t, K)
         if isinstance(t, LinearLevel):
             ahead = model(z, t)

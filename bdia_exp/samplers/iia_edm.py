@@ -78,6 +78,8 @@ def averaged(
     for left, (s, t) in zip(range(len(grid) - 1, 0, -1), pairwise(grid), strict=True):
         now = model(z, s)
         z = now.at(t)
+        if not weights:
+            steps.clear()
         if t.sigma != 0:
             steps.append(Averaged(now, model(z, t)))
             z = transfer(now.z, steps[-1].mean, s, t)

@@ -19,7 +19,7 @@ from bdia_exp.samplers.columns import Columns
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, Rule, transfer
 from bdia_exp.samplers.coupling import CBDIA, EDICT, Coupling, Pair
 from bdia_exp.samplers.rex import Rex
-from bdia_exp.samplers.rules import along, check_order, ddim, latest, plms
+from bdia_exp.samplers.rules import along, check_order, ddim, forget, latest, plms
 from bdia_exp.samplers.schedules import edm, is_edm
 from bdia_exp.samplers.starts import STARTS
 from bdia_exp.samplers.weights import (
@@ -66,15 +66,16 @@ def multistep(
     refuses.
     """
     _check_refine(refine)
-    trail, steps = [*trail], len(trail) + len(grid) - 1
+    trail, steps = [*trail], len(grid) - 1
     weights = coefficients_of(coefficients)
     if not columns:
         weights = gammas(gamma, (*(old.level for old in trail), *grid))
     past = trail[-1] if trail else None
-    for s, t in pairwise(grid):
+    for left, (s, t) in zip(range(steps, 0, -1), pairwise(grid), strict=True):
         now = model(z, s)
         trail.append(now)
-        left = steps - len(trail) + 1
+        if not columns:  # they may use any number
+            forget(trail)
         z = (final if final and left == 1 else rule)(trail, t)
         terms: list[Tensor] = []
         if weights and columns:
@@ -141,6 +142,7 @@ def bdia(
     trail: list[Estimate] = []
     for s, t in pairwise(grid):
         trail.append(model(z, s))
+        forget(trail)
         line = latest(trail, 2)
         z = along(line, trail[-1], t)
         for gamma, now, past in zip((gamma1, gamma2), trail[::-1], trail[-2::-1], strict=False):

@@ -98,6 +98,10 @@ def _rho(level: Level) -> float:
     return float(level.rho)
 
 
+MOST_ORDER = 4
+"""The largest order of a rule: the number of different levels whose evaluations it may use."""
+
+
 def latest(
     trail: Sequence[Estimate], count: int, clock: Callable[[Level], float] = _rho
 ) -> list[Estimate]:
@@ -112,6 +116,15 @@ def latest(
         if len(found) < count:
             found.setdefault(at, estimate)
     return [*found.values()]
+
+
+def forget(trail: list[Estimate]) -> None:
+    """Drops the oldest estimates, which no rule uses: what stays has MOST_ORDER different levels.
+
+    A long run would else keep every state and noise that it ever had.
+    """
+    while len({estimate.level.time for estimate in trail[1:]}) >= MOST_ORDER:
+        del trail[0]
 
 
 def along(estimates: Sequence[Estimate], start: Estimate, t: Level, clock: str = "rho") -> Tensor:
@@ -158,5 +171,5 @@ def _mean_weights(nodes: tuple[float, ...], start: float, end: float, clock: str
 
 def check_order(order: int, key: str = "sampler.rule.order") -> None:
     """Raises UserError, naming the key, for an order outside 1 to 4."""
-    if not 1 <= order <= 4:
+    if not 1 <= order <= MOST_ORDER:
         raise UserError(f"{key}={order} must be 1, 2, 3 or 4")

@@ -66,7 +66,7 @@ class Manifest:
             new = {*lines} - self._lines
             if not new:
                 return
-            self._lines |= new
+            self._lines = self._lines | new  # another thread may read the old set
             with open(self._mine, "ab") as file:
                 # The list of an earlier start may end within a line.
                 file.write("".join(f"\n{line}" for line in new).encode() + b"\n")

@@ -24,6 +24,9 @@ from bdia_exp.store.runs import RunFolder
 from bdia_exp.store.shards import FOLDER, Shards
 from bdia_exp.verbs import Verb
 
+MADE = ("seconds", "images_per_second", "processes", "device")
+"""What a record says of how its images were made."""
+
 
 def sample(asked: Sampling) -> Record:
     """Generates images, and scores them if asked. Returns the record that it wrote."""
@@ -121,6 +124,8 @@ def _in_files(
     if numbers["nfe"] is None:  # an earlier start was killed before it noted the number
         numbers["nfe"] = job.sample(wanted[:1], lambda: None).nfe
     numbers["images_per_second"] = round(tally.sampled / seconds, 3)
+    if not tally.sampled:  # the images of an earlier start, with how they were made
+        numbers |= {key: run.before[key] for key in MADE if key in run.before}
     if scorer:
         numbers["score"] = scorer.result()
     if dist.rank() == 0:

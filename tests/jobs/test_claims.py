@@ -55,3 +55,18 @@ def test_a_score_is_of_the_content_of_its_reference(tmp_path, capsys):
     assert again["score"]["fid"] > first["score"]["fid"]
     file.unlink()  # then the record is all that is known
     assert call("sample", run) == again
+
+
+def test_shards_are_not_merged_against_another_reference(tmp_path):
+    file = tmp_path / "reference.npz"
+    shutil.copy(checkpoints.BUNDLED / "fashion_reference.npz", file)
+    words = ["model=toy", "features=bundled", "images=90", "score=true", "save=shards", "shard=45"]
+    words += [f"reference={file}", "nfe=3", "device=cpu", f"out={tmp_path / 'run'}"]
+    for part in ("1/2", "2/2"):
+        call("sample", [*words, f"part='{part}'"])
+    with np.load(file) as old:
+        arrays = dict(old)
+    arrays["mu"] = arrays["mu"] + 1
+    np.savez(file, **arrays)
+    with pytest.raises(UserError, match="has other content than when the run was begun"):
+        call("merge", [f"run={tmp_path / 'run'}"])

@@ -122,6 +122,14 @@ def test_bounds_and_fractions_of_coefficients():
     assert fit.rows[0] == []
 
 
+def test_rounding_to_a_fraction_stays_within_the_bounds():
+    bounds = Bounds((0.1, 2.0), 3)
+    assert bounds(0.1) == bounds(0.0) == pytest.approx(1 / 3)  # not 0, which cannot be undone
+    assert bounds(0.6) == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="contains no fraction with a denominator of at most 3"):
+        Bounds((0.1, 0.3), 3)(0.2)
+
+
 def test_least_squares_of_parallel_columns_is_the_least_norm():
     column = draw(50)
     row, condition = least_squares([column, 3 * column], 6 * column)

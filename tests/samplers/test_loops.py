@@ -238,6 +238,33 @@ def test_pndm_refuses_what_it_does_not_know(option):
         end(partial(pndm, **option), MODEL, states(MIXTURE, levels[0]), levels)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_only_the_evaluations_that_rules_may_use_are_kept(repeats):
+    """A polynomial of order 4 needs four different levels; a grid may repeat them."""
+    grid = tuple(level for level in karras(40)[:-1] for _ in range(repeats))
+    seen = []
+
+    def rule(trail, t):
+        seen.append(len(trail))
+        return deis(trail, t, order=4)
+
+    z = states(MIXTURE, grid[0])
+    ends = [end(partial(multistep, rule=one), MODEL, z, grid) for one in (rule, whole_trail())]
+    assert torch.equal(*ends)
+    assert max(seen) <= 3 * repeats + 1
+
+
+def whole_trail():
+    """`deis` of order 4, with a trail of its own that is never cut."""
+    kept: list[Estimate] = []
+
+    def rule(trail, t):
+        kept.append(trail[-1])
+        return deis(kept, t, order=4)
+
+    return rule
+
+
 def test_halfway_to_a_clean_level_is_not_clean():
     middle = halfway(vp_arc(4)[2], CLEAN)
     assert middle.rho == pytest.approx(vp_arc(4)[2].rho / 2)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import median
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from bdia_exp import batching
 from bdia_exp.jobs.fits.options import FitOptions, key_of
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
+from bdia_exp.models import Model
 from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level, Sampler
 from bdia_exp.samplers.fitted import Target, rms
 from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels
@@ -47,7 +49,8 @@ class Batch:
         return Estimate(level, z, torch.cat([part.eps for part in found]), whole)
 
 
-SOLVED: dict[str, Fine] = {}
+SOLVED: WeakKeyDictionary[Model, dict[str, Fine]] = WeakKeyDictionary()
+"""The fine solutions of a model's noises, by what they depend on besides the model."""
 
 
 class Side:
@@ -82,16 +85,15 @@ class Side:
     def fine(self) -> Fine:
         """The fine solution of these noises. The two newest are kept for other samplers."""
         texts = self.job.texts.provenance if self.job.texts else None
-        weights = self.job.model.provenance["sha256"]
-        about = [weights, self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
-        key = records.digest({"fine": about})
-        if key in SOLVED:
+        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        key, solved = records.digest({"fine": about}), SOLVED.setdefault(self.job.model, {})
+        if key in solved:
             self.network.nfe += len(self.levels) - 1
         else:
-            SOLVED[key] = Fine.solved(self.network, self.z, self.levels)
-            for old in [*SOLVED][:-2]:
-                del SOLVED[old]
-        return SOLVED[key]
+            solved[key] = Fine.solved(self.network, self.z, self.levels)
+            for old in [*solved][:-2]:
+                del solved[old]
+        return solved[key]
 
     def end(self, weights: Weights | None) -> Tensor:
         """The end states of the sampler with these coefficients; of its base method for None."""

@@ -69,6 +69,24 @@ def test_a_process_without_a_rank_is_told(monkeypatch):
         dist.start()
 
 
+@pytest.mark.parametrize("number", ["", "x", "-1", "²", "9" * 5000])
+def test_a_gpu_has_a_whole_number(number):
+    with pytest.raises(UserError, match="give the number of a GPU, such as cuda:0"):
+        dist.device(f"cuda:{number}")
+
+
+def test_each_of_several_processes_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert dist.device("cuda:1") == "cuda:1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert dist.device("cuda") == dist.device("auto") == "cuda:1"
+    for name in ("cuda:0", "auto:1"):
+        with pytest.raises(UserError, match=f"device={name} is for one process: give device=cuda"):
+            dist.device(name)
+
+
 def test_names_that_contain_the_word_come_first():
     known = ["cbdia", "bdia_edm", "bdia_ddim", "ddim"]
     assert nearest("bdia", known) == "; did you mean 'bdia_ddim', 'bdia_edm' or 'cbdia'?"

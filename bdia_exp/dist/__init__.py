@@ -36,9 +36,13 @@ def in_torchrun() -> bool:
 def _whole(name: str, default: str) -> int:
     """The whole number in an environment variable, as a launcher sets it."""
     text = os.environ.get(name) or default
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    if not _is_whole(text):
         raise UserError(f"the environment variable {name}={text[:40]} must be a whole number")
     return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def start(device: str = "cpu") -> None:
@@ -200,25 +204,35 @@ def average_(tensors: Iterable[Tensor]) -> None:
 def device(name: str) -> str:
     """The device of this process; `auto` means a GPU if there is one, else the CPU.
 
-    Raises UserError for an unknown name and for a GPU that does not exist.
+    Raises UserError for an unknown name, for a GPU that does not exist, and for the number of a GPU
+    where each of several processes has its own.
     """
     kind = name.split(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name!r} is unknown{nearest(name, ['auto', 'cpu', 'cuda'])}")
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return "cpu"
+    index = _index(name)
     if not torch.cuda.is_available():
         raise UserError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
-    number = name.partition(":")[2] if ":" in name else str(local_rank())
-    if not number.isdigit():
-        raise UserError(f"device={name}: give the number of a GPU, such as cuda:0")
-    index = int(number)
     if index >= torch.cuda.device_count():
         raise UserError(
             f"device=cuda:{index} does not exist: this machine has {torch.cuda.device_count()} "
             "GPUs; start at most one process per GPU"
         )
     return f"cuda:{index}"
+
+
+def _index(name: str) -> int:
+    """The number of the GPU that a name means; without a number, this process's own GPU."""
+    _, given, number = name.partition(":")
+    if not given:
+        return local_rank()
+    if not _is_whole(number):
+        raise UserError(f"device={name}: give the number of a GPU, such as cuda:0")
+    if in_torchrun():
+        raise UserError(f"device={name} is for one process: give device=cuda, one GPU for each")
+    return int(number)
 
 
 def device_name(device: str) -> str:

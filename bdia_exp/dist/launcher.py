@@ -49,8 +49,8 @@ def launch(processes: int, words: Sequence[str], nodes: int = 1, meet: str | Non
             return _failed(error)
         except RendezvousError:
             print(
-                f"\nError: the {nodes} machines do not meet at {meet}, or one of them has ended: see "
-                "its own messages, and run the same command again",
+                f"\nError: the {nodes} machines do not meet at {meet}, or one of them has ended: "
+                "see its own messages, and run the same command again",
                 file=sys.stderr,
             )
             return 1
@@ -81,10 +81,12 @@ def _failed(error: ChildFailedError) -> int:
     rank = min(error.failures, key=order)
     code = error.failures[rank].exitcode
     number = -code if code < 0 else code - 128
-    if number > 0:
-        how = f"was killed by {signal.Signals(number).name}"
+    names = {one.value: one.name for one in signal.Signals}
+    killed = number in names
+    if killed:
+        how = f"was killed by {names[number]}"
     else:
         how = f"failed (exit status {code}); its message is above"
-    if first_to_tell() or number > 0:
+    if first_to_tell() or killed:
         print(f"\nError: process {rank} {how}; run the same command again", file=sys.stderr)
-    return 128 + number if number > 0 else code
+    return 128 + number if killed else code

@@ -133,8 +133,13 @@ def prompts_of(found: ImageSet, count: int) -> list[str]:
     """The prompts of a run's first `count` images, by seed, from the `prompts.csv` beside them.
 
     Its columns are seed, image and prompt; image k.png has seed k. Raises UserError if there is
-    no such file, or if it has no row for the seed of an image.
+    no such file, or if an image has no name, or no row for its seed.
     """
+    if len(found.names) < count:
+        raise UserError(
+            f"{found.path} has no names of images, by which clip and prompt find their prompts: "
+            "give the run itself, or a copy by `bdia-exp export` with format=png or zip"
+        )
     places = [folder / "prompts.csv" for folder in (found.path, found.path.parent)]
     file = next((place for place in places if place.is_file()), None)
     if file is None:

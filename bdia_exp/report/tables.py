@@ -58,7 +58,9 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     notes = sorted({cell["note"] for cell in cells})
     runs = sorted({len(cell["fids"]) for cell in cells})
     each = " or ".join(f"{n:,}" for n in images)
-    sentences = [f"{each} images a run, the same seeds in every cell", "; ".join(notes)]
+    same = all(cell["seeds"] == cells[0]["seeds"] for cell in cells)
+    seeds = ", the same seeds in every cell" if same else ""
+    sentences = [f"{each} images a run{seeds}", "; ".join(notes)]
     if others := {(c["model"], c["other_model_than"]) for c in cells if c.get("other_model_than")}:
         swapped = " and ".join(f"model={name}, not {usual}" for name, usual in sorted(others))
         sentences.append(f"**made with {swapped}**")
@@ -68,13 +70,14 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
         how_many = " or ".join(f"{n:,}" for n in repeated)
         sentences.append(f"**only {how_many} captions**, drawn from again and again")
     if all(parts for cell in cells for parts in cell["fid_without_block"]):
+        but = ", except in the FID of several seed ranges" if runs != [1] else ""
         sentences.append(
-            "± is half of the 95 % interval over seeds; differences are paired by seed; bold: not "
-            "shown to be worse than the smallest FID of the column"
+            f"± is half of the 95 % interval over seeds{but}; differences are paired by seed; "
+            "bold: not shown to be worse than the smallest FID of the column"
         )
     if runs != [1]:
         how_many = " or ".join(map(str, runs))
-        sentences.append(f"of {how_many} seed ranges: {REPORTS[drawn['report']]}")
+        sentences.append(f"FID of {how_many} seed ranges: {REPORTS[drawn['report']]}")
     gammas = {(c["row"], _as_text(c["gamma"])) for c in cells if c["gamma"] and "γ" not in c["row"]}
     if gammas:
         sentences.append(" and ".join(f"{row} has γ = {gamma}" for row, gamma in sorted(gammas)))

@@ -19,12 +19,15 @@ OTHER_PICTURES = re.compile(
 )
 """Pictures that are not read; they are named when they are left out."""
 
+NUMBER = re.compile(r"(?<![^/])[0-9]+(?=/|\.[^./]*\Z)")
+"""A number that is the whole name of a folder, or of a file without its suffix."""
+
 TABLE = "dataset.json"
 
 
 @dataclass
 class Listing:
-    """The names of the pictures, sorted, and sentences about what was left out."""
+    """The names of the pictures in the order of `_place`, and sentences about what was left out."""
 
     pictures: list[str]
     notes: list[str] = field(default_factory=list)
@@ -46,12 +49,26 @@ def is_hidden(name: str) -> bool:
 def of_names(names: Iterable[str]) -> Listing:
     """The pictures among the names of a set, without what is hidden."""
     # A zip also names its folders; their names end with a slash.
-    seen = sorted(name for name in names if not (is_hidden(name) or name.endswith("/")))
+    shown = (name for name in names if not (is_hidden(name) or name.endswith("/")))
+    seen = sorted(shown, key=_place)
     others = [name for name in seen if OTHER_PICTURES.fullmatch(Path(name).suffix)]
     found = Listing([name for name in seen if is_picture(name)], table=TABLE in seen)
     if others:
         found.notes.append(_left_out(others, "pictures of other formats", "convert them to PNG"))
     return found
+
+
+def _place(name: str) -> tuple[str, str]:
+    """What names are sorted by: their text, in which each NUMBER has its length before it.
+
+    So 999000/999000.png comes before 1000000/1000000.png.
+    """
+
+    def by_value(found: re.Match[str]) -> str:
+        digits = found[0].lstrip("0")
+        return f"{len(digits):05d}{digits}"
+
+    return NUMBER.sub(by_value, name), name
 
 
 def of_folder(root: Path) -> Listing:

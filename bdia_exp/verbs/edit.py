@@ -44,7 +44,7 @@ def edit(asked: Editing) -> Record:
     if isinstance(trip.target, int) and extractor:
         numbers["classified_as_to"] = share_of(extractor, pictures, trip.target)
     elif isinstance(trip.target, Prompts) and extractor:
-        numbers["as_asked"] = _as_asked(extractor, pictures, trip.target)
+        numbers |= _as_asked(extractor, pictures, trip.target)
         numbers["change_outside"] = garments.change_outside(pictures, trip.images)
     rows: dict[str, Tensor] = {
         "input": trip.images,
@@ -76,13 +76,20 @@ def _checked(asked: Editing, trip: Trip) -> Extractor | None:
     return extractor
 
 
-def _as_asked(extractor: Extractor, pictures: Tensor, to: Prompts) -> dict[str, float]:
-    """The shares of pictures, uint8 [N, 3, H, W], with the class and colour of their prompts."""
+def _as_asked(extractor: Extractor, pictures: Tensor, to: Prompts) -> Record:
+    """The shares of pictures, uint8 [N, 3, H, W], with the class and colour of their prompts.
+
+    `judged` are the numbers of pictures of which these are shares.
+    """
     logits = extractor(pictures).logits
     assert logits is not None
     assert isinstance(extractor, garments.JudgesPrompts)
     obeyed = extractor.obeyed(pictures, logits, [to(k) for k in range(len(pictures))])
-    return garments.shares_of((obeyed == 1).sum(0), (obeyed != garments.NOTHING).sum(0))
+    judged = (obeyed != garments.NOTHING).sum(0)
+    return {
+        "as_asked": garments.shares_of((obeyed == 1).sum(0), judged),
+        "judged": dict(zip(garments.ASPECTS, judged.tolist(), strict=True)),
+    }
 
 
 def _sentence(asked: Editing, numbers: Record) -> str:

@@ -159,7 +159,8 @@ def _numbers(record: Record) -> dict[str, str]:
     cells["evaluations"] = f"{record['nfe']} + {record['nfe_back']}"
     by_class = {"class": record["classified_as_to"]} if "classified_as_to" in record else {}
     for aspect, found in (by_class | record.get("as_asked", {})).items():
-        low, high = share_interval(round(found * record["images"]), record["images"])
+        judged = record.get("judged", {}).get(aspect, record["images"])
+        low, high = share_interval(round(found * judged), judged)
         text = f"{found:.0%} ({low:.0%} to {high:.0%})"
         cells[f"{aspect} as asked"] = text.replace("%", " %")
     return cells

@@ -251,6 +251,15 @@ def test_prompts_belong_to_numbered_images(tmp_path):
         prompts_of(ImageSet(tmp_path / "set"), 1)
 
 
+@pytest.mark.parametrize("name", ["images.npz", "images.npy"])
+def test_arrays_beside_the_prompts_of_a_run_have_no_names_for_them(name, tmp_path):
+    (tmp_path / "prompts.csv").write_text("seed,image,prompt\n0,0,a cat\n")
+    array = np.zeros((1, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / name, array) if name.endswith("z") else np.save(tmp_path / name, array)
+    with pytest.raises(UserError, match=r"images\.np. has no names of images, .*: give the run"):
+        prompts_of(ImageSet(tmp_path / name), 1)
+
+
 def test_a_model_without_prompts_is_refused(folder, tmp_path):
     words = ["metrics=[fid,clip]", f"clip={folder}", "score=true", "images=70", "nfe=1"]
     words += ["device=cpu", f"out={tmp_path / 'x'}"]

@@ -119,6 +119,22 @@ def test_several_seed_ranges_are_compared_range_by_range():
     assert "| B | -0.100 ± 0.039, better | – |" in text
 
 
+def test_the_plus_minus_of_several_seed_ranges_is_not_called_an_interval():
+    single, other = [with_parts(3.0, 0.1)], [with_parts(4.0, 0.1, seeds="1000-1999")]
+    assert "± is half of the 95 % interval over seeds; differences" in drawn(single, single)
+    text = drawn(single, single + other)
+    assert "± is half of the 95 % interval over seeds, except in the FID of several seed" in text
+    assert "FID of 1 or 2 seed ranges: their mean ± standard deviation" in text
+
+
+def test_equal_seeds_are_claimed_only_where_all_cells_have_them():
+    single, other = [with_parts(3.0, 0.1)], [with_parts(4.0, 0.1, seeds="1000-1999")]
+    for cells in ((single, single), (single + other, single + other)):
+        assert "images a run, the same seeds in every cell." in drawn(*cells)
+    for cells in ((single, other), (single + other, single)):
+        assert "the same seeds" not in drawn(*cells)
+
+
 def test_a_gamma_that_the_row_does_not_name_is_told():
     with_gamma = {**record(2.0, 9), "config": {"reference": "r.npz", "sampler": {"gamma": 0.5}}}
     told = tables.markdown(collect(EXPERIMENT, {("t", "A", "9"): [with_gamma]}))

@@ -15,6 +15,7 @@ from PIL import Image
 from bdia_exp.errors import UserError
 from bdia_exp.store import archives
 from bdia_exp.store.image_sets import ImageSet, is_image_set
+from bdia_exp.store.listings import of_names
 
 RNG = np.random.default_rng(0)
 ARRAY = RNG.integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
@@ -57,6 +58,19 @@ def test_every_suffix_in_any_case_is_a_picture_and_nothing_hidden_is(tmp_path):
     names = [*TYPES, *HIDDEN, "../up.png", "/root.png", "folder.png/"]
     assert len(ImageSet(zipped(tmp_path / "s.ZIP", *names))) == len(TYPES) + 2
     assert not (tmp_path.parent / "up.png").exists()
+
+
+ORDER = [
+    *("0.png", "7.png", "000017.png", "999000/999000.png", "1000000/1000000.png"),
+    *("1000000/1000001.png", "1.5.png", "10a.png", "1a.png", "a b/x.png", "a.png"),
+    *("a/2.png", "a/10.png", "a/x10.png", "a/x2.png", "b/1.png", "²/3.png"),
+]
+
+
+def test_names_that_are_numbers_are_in_their_order_and_others_in_that_of_their_text():
+    for names in (ORDER, ORDER[::-1], sorted(ORDER)):
+        assert of_names(names).pictures == ORDER
+    assert of_names(["007.png", "7.png"]).pictures == of_names(["7.png", "007.png"]).pictures
 
 
 def test_pictures_that_are_left_out_are_named_with_their_count(tmp_path):

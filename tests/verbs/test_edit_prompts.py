@@ -13,6 +13,8 @@ from bdia_exp.metrics.features import garments
 from bdia_exp.metrics.garments import asked_of
 from bdia_exp.sources.checkpoints import BUNDLED
 from bdia_exp.store.image_sets import ImageSet
+from bdia_exp.verbs.edit import _as_asked
+from bdia_exp.verbs.edits import _numbers
 
 from .test_text import do
 
@@ -102,6 +104,21 @@ def test_the_bundled_edits_are_of_the_bundled_images(kind):
     )
     assert {label for label, _ in shown} == {*range(10)}
     assert {colour for _, colour in shown} == {*range(len(TINTS))}
+
+
+def test_the_interval_of_a_share_is_of_the_images_that_were_judged():
+    """Ten images, of which the prompts of three name a colour."""
+    images = ImageSet(BUNDLED / "fashion_edits.zip").read(range(10))
+    found = _as_asked(garments(), images, lambda k: "a red bag" if k < 3 else "a bag")
+    assert found["judged"] == {"class": 10, "colour": 3}
+    rms = {"rms": 1.0}
+    record = {"pixel_error": rms, "edit_distance": rms, "nfe": 1, "nfe_back": 1, "images": 100}
+    record |= {"noise": {**rms, "expected_rms": 1.0}, "as_asked": {"class": 0.9, "colour": 0.9}}
+    before = _numbers(record)  # of an earlier release
+    assert before["colour as asked"] == before["class as asked"] == "90 % (83 % to 94 %)"
+    now = _numbers(record | {"judged": {"class": 100, "colour": 30}})
+    assert now["class as asked"] == before["class as asked"]
+    assert now["colour as asked"] == "90 % (74 % to 97 %)"
 
 
 def test_an_edit_of_bundled_garments_is_judged(tmp_path):

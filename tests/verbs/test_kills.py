@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from bdia_exp.dist.launcher import _failed
 from tests.verbs.running import QUICK, pngs
 from tests.verbs.test_processes import _until, _workers
 
@@ -75,3 +77,18 @@ def test_an_exception_in_one_process_ends_the_run_and_names_it(tmp_path):
     assert "Traceback" in said
     last = said.strip().splitlines()[-1]
     assert last.startswith("Error: process 1 failed (exit status 1); its message is above")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "how"),
+    [
+        (255, 255, "failed (exit status 255); its message is above"),
+        (137, 137, "was killed by SIGKILL"),
+        (-11, 139, "was killed by SIGSEGV"),
+    ],
+)
+def test_a_status_is_a_signal_only_if_there_is_one(code, status, how, capsys, monkeypatch):
+    monkeypatch.delenv("BDIA_EXP_TOLD", raising=False)
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=code, error_file="none")
+    assert _failed(ChildFailedError("x", {1: failure})) == status
+    assert capsys.readouterr().err == f"\nError: process 1 {how}; run the same command again\n"

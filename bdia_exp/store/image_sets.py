@@ -34,9 +34,10 @@ def is_image_set(path: Path) -> bool:
 class ImageSet:
     """A set of images: a run's folder, a folder, a zip, an npz, an npy, or a single image.
 
-    Folders and zips are read with all sub-folders, sorted by name (numbers by value), without hidden files. An npz has
-    uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array), and optionally the
-    classes under `labels`, or as `arr_1` in guided-diffusion's files. An npy is one such array.
+    Folders and zips are read with all sub-folders, sorted by name, numbers by value, without hidden
+    files. An npz has uint8 [N, H, W, C] or [N, H, W] under `images` (or as its first array), and
+    optionally the classes under `labels`, or as `arr_1` in guided-diffusion's files. An npy is one
+    such array.
 
     With `fit`, a shape (C, H, W), images of another shape are cropped at the centre, resized
     (Lanczos) and converted to grey or RGB. Transparent parts are put on white.

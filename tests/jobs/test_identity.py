@@ -22,6 +22,7 @@ COMMITTED = {  # how many cells of each folder are there, and the command that m
     "gddim": (65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
     "gddim-cifar10_mini": (13, "reproduce", "experiment=gddim-cifar10_mini"),
     "iia": (18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=2000"),
+    "race": (100, "reproduce", "experiment=race", "limit=300"),
     "table1-mini": (24, "reproduce", "experiment=table1-mini"),
     "controlnet": (9, "reproduce", "experiment=controlnet-mini"),
     "studies/samplers": (78, "reproduce", "experiment=samplers", "limit=200", "batch=50"),

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.gammas import full_name
-from bdia_exp.jobs.identity import SOURCES, files_of, plainly
+from bdia_exp.jobs.identity import files_of, names_of, plainly
 from bdia_exp.jobs.settings import Inverting, Sampling, Solving
 from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
@@ -27,11 +26,9 @@ def claim(
     UserError if the folder contains another experiment, or if a file is missing.
     """
     folder = RunFolder(Path(asked.out).expanduser()) if asked.out else None
-    then, names = known(folder.before, asked) if folder else {}, files_of(asked)
-    _fetch([name for what, name in names.items() if what not in then], asked)
+    then = known(folder.before, asked) if folder else {}
+    _fetch({what: name for what, name in files_of(asked).items() if what not in then}, asked)
     identity = identify(then)
-    for what in sorted(NEEDED & names.keys() - identity.keys()):
-        checkpoints.locate(names[what])  # raises UserError: there is no such file
     if folder is None:
         runs, digest = Path("runs") / asked.model.name, records.digest(identity)
         name = f"{prefix}{full_name(asked.sampler)}-nfe{asked.nfe}-{digest}"
@@ -49,35 +46,25 @@ def known(record: Record, asked: Solving) -> Record:
 
     It tells what a file is that is not on this machine.
     """
-    then, now = _names(record.get("config", {})), _names(asked.plain())
+    then, now = names_of(record.get("config", {})), names_of(asked.plain())
     changed = {what for what in then if now.get(what, then[what]) != then[what]}
     identity = plainly(record.get("identity", {}))
     return {key: value for key, value in identity.items() if key not in changed}
 
 
-def _names(config: Record) -> dict[str, str]:
-    """The names of files in a configuration, by the identity's key of their sha256."""
-    model, sampler = (config.get(key) or {} for key in ("model", "sampler"))
-    found = {
-        "checkpoint": model.get("checkpoint"),
-        "control_network": (model.get("control") or {}).get("checkpoint"),
-        "coefficients_sha256": (coefficients.file_of(sampler) or ("", None))[1],
-        **{f"{key}_sha256": config.get(key) for key in SOURCES},
-    }
-    return {what: name for what, name in found.items() if isinstance(name, str)}
-
-
-def _fetch(names: list[str], asked: Solving) -> None:
+def _fetch(files: Mapping[str, str], asked: Solving) -> None:
     """Downloads the published files that are not on this machine.
 
-    Before this it builds the network without weights, so a wrong configuration fails early.
+    Before a download it builds the network without weights, so a wrong configuration fails early.
+    Raises UserError if another file that is NEEDED is not here.
     """
-    published = [name for name in names if name.startswith(("fetch:", "hub:"))]
-    absent = [name for name in published if checkpoints.present(name) is None]
-    if absent:
+    absent = {what: name for what, name in files.items() if checkpoints.present(name) is None}
+    published = {what for what, name in absent.items() if name.startswith(("fetch:", "hub:"))}
+    if published:
         asked.model.make(device="meta", dtype=asked.dtype)
-    for name in absent:
-        checkpoints.locate(name)
+    for what, name in absent.items():
+        if what in published or (what in NEEDED and not name.startswith("random:")):
+            checkpoints.locate(name)
 
 
 def require_weights(run: RunFolder, provenance: Mapping[str, Any]) -> None:

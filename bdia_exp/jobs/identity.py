@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.jobs import coefficients
-from bdia_exp.jobs.asked import Source, as_key, computed_from, hints_of, sources_of
+from bdia_exp.jobs.asked import Source, as_key, computed_from, hints_of
 from bdia_exp.jobs.settings import (
     Comparing,
     Drawing,
@@ -61,12 +61,14 @@ MODULES = {
 FILES = {"checkpoint"}
 """The arguments that name a file. An identity has the file's sha256 instead, as it has of the file
 that `coefficients.file_of` finds."""
-SOURCES = {
-    key
-    for asked in (Drawing, Editing)
-    for key, kind in hints_of(asked).items()
-    if kind in (Source, Source | None)
-}
+SOURCES = sorted(
+    {
+        key
+        for asked in (Drawing, Editing)
+        for key, kind in hints_of(asked).items()
+        if kind in (Source, Source | None)
+    }
+)
 """The keys of other files that decide an image."""
 CORRECTED = {"edict": {"alternate": "order of updates"}}
 """Sampler → argument → its value in new identities. The meaning of this argument was corrected, so
@@ -166,22 +168,40 @@ def reference_sha256(asked: Scoring) -> str | None:
     return checkpoints.sha256(path) if path and path.is_file() else None
 
 
+def names_of(config: Record) -> dict[str, str]:
+    """The names of files in a configuration, old or new: the identity's key of their sha256 → name.
+
+    A file from which something is computed (auto:canny:FILE) is named without how.
+    """
+    model, sampler = (_node(config, key) for key in ("model", "sampler"))
+    found = {
+        "checkpoint": model.get("checkpoint"),
+        "control_network": _node(model, "control").get("checkpoint"),
+        "coefficients_sha256": (coefficients.file_of(sampler) or ("", None))[1],
+    }
+    named = {key: config[key] for key in SOURCES if isinstance(config.get(key), str)}
+    found |= {f"{key}_sha256": computed_from(name)[1] for key, name in named.items()}
+    return {what: name for what, name in found.items() if isinstance(name, str)}
+
+
+def _node(config: Mapping, key: str) -> Mapping:
+    """A part of a configuration; a damaged record may have anything there."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def files_of(asked: Solving, *, coefficients_too: bool = True) -> dict[str, str]:
     """The files that decide an image: the identity's key of their sha256 → their name."""
-    found = {"checkpoint": asked.model.config["checkpoint"]}
+    found = names_of(asked.plain())
     beside = checkpoints.description(found["checkpoint"])
     if beside and _plain(asked.model.config)["call"] == "EDM":  # others are in the configuration
         found["description"] = beside
-    if network := (asked.model.config.get("control") or {}).get("checkpoint"):
-        found["control_network"] = network
-    named = coefficients.file_of(asked.sampler.config)
-    if named and coefficients_too:
-        found["coefficients_sha256"] = named[1]
-        if coefficients.is_automatic(named[1]):
-            found["coefficients_sha256"] = str(automatic(asked))
-    given = {key: name for key, name in sources_of(asked).items() if key in SOURCES}
-    used = {key: name for key, name in given.items() if key not in asked.unused}
-    return found | {f"{key}_sha256": name for key, name in used.items()}
+    if not coefficients_too:
+        found.pop("coefficients_sha256", None)
+    elif coefficients.is_automatic(found.get("coefficients_sha256", "")):
+        found["coefficients_sha256"] = str(automatic(asked))
+    unused = {f"{key}_sha256" for key in asked.unused}
+    return {what: name for what, name in found.items() if what not in unused}
 
 
 OF_MODEL = ("model", "diffusion", "guidance")

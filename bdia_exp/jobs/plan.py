@@ -162,12 +162,11 @@ def _enough(reference: str | None, images: int) -> None:
         require_enough(images, Statistics.load(path).dim)
 
 
-def too_few(run: Run) -> str | None:
-    """Why a run has too few images for its reference; None if not, or if this is not known here."""
-    reference = run.asked.reference
-    if reference is None or checkpoints.present(reference) is None:
-        return None
-    return _reason(partial(_enough, reference, run.images))
+def refused(runs: Iterable[Run]) -> list[str]:
+    """Why some of these runs could not be scored, as far as their references are here."""
+    pairs = {(run.asked.reference, run.images) for run in runs if run.asked.reference}
+    here = [(name, images) for name, images in sorted(pairs) if checkpoints.present(name)]
+    return [why for pair in here if (why := _reason(partial(_enough, *pair)))]
 
 
 def absent(run: Run) -> list[str]:

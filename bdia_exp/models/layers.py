@@ -2,7 +2,8 @@
 
 Parameters have the names and shapes of the published checkpoints, whose weights load by name. They
 are cast to the dtype of a layer's input. The result of a convolution or a norm is changed in
-place: the numbers are the same, and less memory is read and written.
+place: the numbers are the same, and less memory is read and written. DDPM's network, too, takes its
+norm from here.
 """
 
 import math

@@ -35,28 +35,23 @@ class Bounds:
     denominator: int | None = None
 
     def __call__(self, weight: float) -> float:
-        """The nearest coefficient that is allowed."""
-        if self.within:
-            low, high = self.within
-            weight = min(max(weight, low), high)
-        if self.denominator:
-            weight = float(Fraction(weight).limit_denominator(self.denominator))
-        if self.denominator and self.within and not low <= weight <= high:
-            weight = self._inside(weight, self.denominator)
-        return weight
-
-    def _inside(self, weight: float, denominator: int) -> float:
-        """The nearest such fraction that is within. Raises UserError if there is none."""
-        low, high = self.within or (weight, weight)
-        whole = range(1, denominator + 1)
+        """The nearest coefficient that is allowed. Raises UserError if there is none."""
+        low, high = self.within or (-math.inf, math.inf)
+        weight = min(max(weight, low), high)
+        if not self.denominator:
+            return weight
+        nearest = float(Fraction(weight).limit_denominator(self.denominator))
+        if low <= nearest <= high:
+            return nearest
+        whole = range(1, self.denominator + 1)  # then the first fraction inside one of the bounds
         ends = [math.ceil(low * d) / d for d in whole] + [math.floor(high * d) / d for d in whole]
-        found = [end for end in ends if low <= end <= high]
-        if not found:
+        inside = [end for end in ends if low <= end <= high]
+        if not inside:
             raise UserError(
                 f"fit.within=[{low:g},{high:g}] contains no fraction with a denominator of at most "
-                f"{denominator}: give a larger fit.denominator, or other bounds"
+                f"{self.denominator}: give a larger fit.denominator, or other bounds"
             )
-        return min(found, key=lambda end: abs(end - weight))
+        return min(inside, key=lambda end: abs(end - weight))
 
 
 @dataclass

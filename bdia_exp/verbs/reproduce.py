@@ -11,7 +11,7 @@ from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.pace import Pace
-from bdia_exp.jobs.plan import Costs, Needs, absent, described, too_few
+from bdia_exp.jobs.plan import Costs, Needs, absent, described, refused
 from bdia_exp.overrides import split
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -102,7 +102,7 @@ def tell_plan(asked: Reproducing, plan: list[Run], todo: list[int], costs: Costs
     if asked.dry_run:
         for file in sorted({f for i in todo for f in absent(plan[i])}):
             say(f"  not here yet: {file}")
-        for why in sorted({why for i in todo if (why := too_few(plan[i]))}):
+        for why in refused(plan[i] for i in todo):
             say(f"  refused: {why}")
 
 

@@ -78,7 +78,7 @@ PAIRS = (
     ("IIA-DDIM", "DDIM"),
 )
 """Rows of the experiment that are compared with each other."""
-SPENT = (20, 40)
+SPENT = (20, 40, 100)
 """Evaluations to noise; of Rex the nearest number below that is possible."""
 GRIDS = {"karras": "EDM's levels (karras)", "quad": "VP levels (quad)"}
 

@@ -16,23 +16,24 @@ from bdia_exp.sources import checkpoints
 from bdia_exp.store.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
-COMMITTED = {  # how many cells of each folder are there, and the command that made them
-    "demo": (12, "reproduce", "experiment=demo"),
-    "cifar10_mini": (10, "reproduce", "experiment=cifar10_mini"),
-    "gddim": (65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
-    "gddim-cifar10_mini": (13, "reproduce", "experiment=gddim-cifar10_mini"),
-    "iia": (18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=2000"),
-    "race": (100, "reproduce", "experiment=race", "limit=300"),
-    "table1-mini": (24, "reproduce", "experiment=table1-mini"),
-    "controlnet": (9, "reproduce", "experiment=controlnet-mini"),
-    "studies/samplers": (78, "reproduce", "experiment=samplers", "limit=200", "batch=50"),
-    "studies/sweep": (20, "sweep", "images=200", "nfes=[10,20]", "batch=50"),
-}
+COMMITTED = [  # a folder, how many of its cells are there, and the command that made them
+    ("demo", 12, "reproduce", "experiment=demo"),
+    ("cifar10_mini", 10, "reproduce", "experiment=cifar10_mini"),
+    ("gddim", 65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
+    ("gddim-cifar10_mini", 13, "reproduce", "experiment=gddim-cifar10_mini"),
+    ("iia", 18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=2000"),
+    ("iia", 30, "reproduce", "experiment=iia", "cells=fashion_ddim", "limit=300"),
+    ("race", 105, "reproduce", "experiment=race", "limit=300"),
+    ("table1-mini", 24, "reproduce", "experiment=table1-mini"),
+    ("controlnet", 9, "reproduce", "experiment=controlnet-mini"),
+    ("studies/samplers", 78, "reproduce", "experiment=samplers", "limit=200", "batch=50"),
+    ("studies/sweep", 20, "sweep", "images=200", "nfes=[10,20]", "batch=50"),
+]
 
 
-@pytest.mark.parametrize("folder", COMMITTED)
-def test_every_committed_cell_is_found_done(folder, capfd):
-    count, command, *words = COMMITTED[folder]
+@pytest.mark.parametrize("committed", COMMITTED, ids=lambda committed: committed[0])
+def test_every_committed_cell_is_found_done(committed, capfd):
+    folder, count, command, *words = committed
     call(command, [*words, f"out={RESULTS / folder}", "dry_run=true"])
     done = re.search(r"(\d+) of \d+ runs are there", capfd.readouterr().out)
     assert done

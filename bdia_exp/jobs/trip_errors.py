@@ -14,6 +14,8 @@ from bdia_exp.store.records import Record
 
 CHANGE = 1e-4
 """RMS of the change whose growth `roundtrip` measures: well above float32's rounding error."""
+TOO_LARGE = 2
+"""Times the expected RMS from which inverted images are no noise for a network."""
 
 
 def pixel_errors(trip: Trip, pictures: Tensor) -> Record:
@@ -115,6 +117,11 @@ def noise_sentence(numbers: Record) -> str:
         text += f"; side information: {side['bits_per_element']:.3g} bits an element"
         if side["wrapped"] or side["clipped"]:
             text += f", {side['wrapped'] + side['clipped']} numbers left the range"
+    if (times := noise["rms"] / noise["expected_rms"]) > TOO_LARGE:
+        text += (
+            f"\nthe inverted images are {times:.3g} times as large as noise, too large to be "
+            "edited: choose another method, or for BDIA γ from 0.92 to 1"
+        )
     return text
 
 

@@ -69,8 +69,9 @@ def test_a_finished_round_trip_loads_no_weights(source, tripped):
     assert verb("roundtrip").function(replace(asked, model=model))["complete"]
 
 
-def test_ddim_does_not_come_back(source, tmp_path):
+def test_ddim_does_not_come_back(source, tmp_path, capsys):
     record = do("roundtrip", str(source), "sampler=ddim", "nfe=4", "device=cpu", f"out={tmp_path}")
+    assert "too large" not in capsys.readouterr().out
     assert record["state_error"]["max"] > 0.01
     assert record["amplification"] is None
 
@@ -99,9 +100,10 @@ def test_one_step_of_fixed_point(source, tmp_path):
     assert do("roundtrip", str(source), *words)["state_error"]["max"] == 0
 
 
-def test_a_small_gamma_amplifies_as_predicted(source, tmp_path):
+def test_a_small_gamma_amplifies_as_predicted(source, tmp_path, capsys):
     words = ("nfe=16", "device=cpu", "sampler.gamma=0.5", "limit=1", f"out={tmp_path / 'x'}")
     found = do("roundtrip", str(source), *words)["amplification"]
+    assert "times as large as noise, too large to be edited" in capsys.readouterr().out
     assert found["predicted"] == 2**15
     assert 0.03 < found["measured"] / found["predicted"] < 30
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,21 +75,26 @@ def read(source: str, seed: int | None, column: str | None = None) -> Prompts:
     the file nor on a library's random numbers. With None, the order is that of the file, and the
     first caption of each image is used. Whitespace becomes one space; empty captions are left out.
 
+    With a `column` the file must be a table: every row is an image, and must have a text there.
+
     Raises UserError if the file cannot be downloaded or read, or has no captions.
     """
-    path, texts = checkpoints.locate(source), TEXTS if column is None else (column,)
+    path = checkpoints.locate(source)
     readers: dict[str, Callable[[Path], list[Caption]]] = {
         ".json": lambda path: _annotations(archives.contents(path)),
         ".zip": _zipped,
-        ".csv": lambda path: _table(_text(path), ",", texts),
-        ".tsv": lambda path: _table(_text(path), "\t", texts),
+        ".csv": lambda path: _table(_text(path), ",", column),
+        ".tsv": lambda path: _table(_text(path), "\t", column),
         ".txt": lambda path: [("", line) for line in _text(path).split("\n")],
     }
+    if column is not None:
+        readers = {ending: readers[ending] for ending in (".csv", ".tsv")}
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} is not a file of prompts: give one of {', '.join(readers)}")
     try:
         found = [(_tidy(image), _tidy(text)) for image, text in readers[path.suffix.lower()](path)]
-        captions = _choose([caption for caption in found if caption[1]], seed)
+        captions = tuple(caption for caption in found if caption[1])
+        captions = captions if column else _choose(captions, seed)
         file = {"source": path.name, "sha256": checkpoints.sha256(path)}
         about = {**file, "seed": seed, **_summary(captions)}
     except UserError as error:
@@ -193,7 +198,8 @@ def _is_caption(row: object) -> bool:
     )
 
 
-def _table(text: str, delimiter: str, texts: Sequence[str]) -> list[Caption]:
+def _table(text: str, delimiter: str, wanted: str | None) -> list[Caption]:
+    texts = TEXTS if wanted is None else (wanted,)
     # Strict: otherwise a quotation mark without an end would take in the rest of the file.
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
@@ -209,6 +215,8 @@ def _table(text: str, delimiter: str, texts: Sequence[str]) -> list[Caption]:
                 raise UserError(
                     f"has too many cells in line {table.line_num}: quote texts with commas or tabs"
                 )
+            if wanted and not (row[column] or "").strip():
+                raise UserError(f"has no text in the column {column} in line {table.line_num}")
             rows.append((row.get(image) or "" if image else "", row[column] or ""))
     except csv.Error as error:
         where = f"after line {table.line_num}"

@@ -150,6 +150,15 @@ def test_rows_without_an_image_are_images_of_their_own(tmp_path):
     assert len(prompts.read(path, 0).captions) == 3
 
 
+def test_with_a_column_every_row_is_an_image(tmp_path):
+    """Those of the same picture too: several edits of it."""
+    path = written(tmp_path / "a.csv", "image,prompt,to\n1,a cat,a dog\n1,a cat,a cow\n")
+    for column, texts in (("prompt", ["a cat", "a cat"]), ("to", ["a dog", "a cow"])):
+        assert [text for *_, text in prompts.read(path, None, column).rows(range(2))] == texts
+    with pytest.raises(UserError, match=r"not a file of prompts: give one of \.csv, \.tsv"):
+        prompts.read(written(tmp_path / "a.txt", "a cat\n"), None, "to")
+
+
 def test_one_text_for_all():
     always = prompts.of_text("  a red\n bus ")
     assert {always(seed) for seed in range(9)} == {"a red bus"}

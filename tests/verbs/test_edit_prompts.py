@@ -63,7 +63,7 @@ def test_edits_by_a_file_are_compared_and_named(folder):
     [
         ("prompt\na\nb\nc\n", (), "has no column to; its columns: prompt"),
         ("prompt,to\na,b\n", (), "has 1 texts in the column prompt, and there are 3 images"),
-        ("prompt,to\na,b\nc,\nd,e\n", (), "has 2 texts in the column to, and there are 3 images"),
+        ("prompt,to\na,b\nc, \nd,e\n", (), "has no text in the column to in line 3"),
         (
             "prompt,to\na,b\n",
             ("prompt=x",),

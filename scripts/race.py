@@ -140,7 +140,8 @@ def sampling(cells: Cells, rows: dict[str, list[str]], nfes: Sequence[int]) -> l
         for (name, words), nfe in product(rows.items(), nfes):
             asked = asked_for([*words, "grid=karras"], nfe)
             run = partial(distances, prepared, asked)
-            cell = cells.get(f"distance-{name}-{nfe}", prepared.identity(asked, SEEDS), run)
+            identity = prepared.identity(asked, SEEDS)
+            cell = cells.get(f"distance-{name}-{nfe}", identity, run, DEVICE)
             found.append({"row": name, "nfe": nfe, **cell["distances"]})
             bar.update()
     return found
@@ -165,7 +166,8 @@ def reversible(cells: Cells, prepared: Prepared, grid: str, nfe: int) -> list[Re
         asked = prepared.nearest([*words, f"grid={grid}"], nfe)
         trip = partial(round_trips, prepared, asked)
         try:
-            made = cells.get(f"trip-{name}-{grid}-{nfe}", prepared.identity(asked, IMAGES), trip)
+            identity = prepared.identity(asked, IMAGES)
+            made = cells.get(f"trip-{name}-{grid}-{nfe}", identity, trip, DEVICE)
         except UserError as error:
             say(f"{grid} {nfe} {name} is left out: {error}")
             continue
@@ -275,7 +277,7 @@ def main() -> None:
     root, nfes = (given := parser.parse_args()).root, given.nfes
     experiment: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment/race.yaml"))
     (table,) = experiment["tables"]
-    cells = Cells(root, plainly, "race", DEVICE)
+    cells = Cells(root, plainly, "race")
     with torch.inference_mode():
         found = sampling(cells, table["rows"], nfes)
         both: list[Record] = []

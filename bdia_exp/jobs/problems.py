@@ -47,6 +47,7 @@ class Problem:
     identity: Record
     schedule: Schedule
     denoiser: Denoiser
+    device: str = "cpu"
     density: GaussianMixture | None = None
     model: Model | None = None
 
@@ -128,6 +129,7 @@ def _model(label: str, asked: Sampling, count: int, device: str) -> Problem:
         },
         model.schedule,
         model.denoiser(labels),
+        device,
         model=model,
     )
 

@@ -19,13 +19,12 @@ class Cells:
 
     The name of a file contains the digest of the result's identity (all settings that decide it),
     so studies with different settings can share a folder. `made`, the commit and the versions, and
-    the name of the device are added to every result. `plainly` converts identities, also old ones,
+    the name of its device are added to every result. `plainly` converts identities, also old ones,
     for comparison. The study's own file is `root`/`study`.json. Raises UserError if it is damaged.
     """
 
-    def __init__(self, root: Path, plainly: Callable[[Any], Any], study: str, device: str):
+    def __init__(self, root: Path, plainly: Callable[[Any], Any], study: str):
         self.root, self.made, self._plainly = root, records.provenance(), plainly
-        self._here = dist.device_name(device)
         self._before: str = (records.load(root / f"{study}.json") or {}).get("device", "")
         self._devices: set[str] = set()
 
@@ -37,17 +36,19 @@ class Cells:
         """
         return AND.join(sorted(self._devices))
 
-    def get(self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
+    def get(
+        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record], device: str
+    ) -> Record:
         """The result of this identity: read from the disk, or else computed and written.
 
-        Raises UserError if a file of this name is damaged.
+        `device` is where it is computed. Raises UserError if a file of this name is damaged.
         """
-        found = self._stored_or_computed(name, identity, compute)
+        found = self._stored_or_computed(name, identity, compute, device)
         self._devices |= {*found.get("device", self._before).split(AND)} - {""}
         return found
 
     def _stored_or_computed(
-        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record]
+        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record], device: str
     ) -> Record:
         plain = self._plainly(identity)
         slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
@@ -55,7 +56,8 @@ class Cells:
             found = records.load(file)
             if found and self._plainly(found.get("identity")) == plain:
                 return found
-        about = {"name": name, "identity": plain, **self.made, "device": self._here}
+        there = {"device": dist.device_name(device)}
+        about = {"name": name, "identity": plain, **self.made, **there}
         found = {**about, **compute()}
         records.save(self.root / "cells" / f"{slug}-{records.digest(plain)}.json", found)
         return found

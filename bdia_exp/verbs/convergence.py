@@ -87,7 +87,7 @@ def convergence(asked: ConvergenceStudy, compose: Compose) -> Record:
                 f"{most:.4g} or less"
             )
     root = folder_of(asked.out, "convergence")
-    cells, span = Cells(root, plainly, "convergence", device), asked.span
+    cells, span = Cells(root, plainly, "convergence"), asked.span
     drawn: list[Record] = []
     with progress(len(solved) * len(chosen) * len(wanted), "run") as bar:
         for problem in solved:
@@ -155,7 +155,7 @@ def _row(
             "reference": exact.identity,
         }
         run = partial(_run, problem, chosen.sampler, grid, exact)
-        made.append(cells.get(f"{problem.name}-{chosen.label}-{n}", identity, run))
+        made.append(cells.get(f"{problem.name}-{chosen.label}-{n}", identity, run, problem.device))
         bar.update()
     errors = [cell["error"] for cell in made]
     return {
@@ -216,7 +216,7 @@ def _runge_kutta(problem: Problem, z: Tensor, span: Record, steps: int, cells: C
         return {"state": state.tolist()}
 
     identity = {**problem.identity, **span, "solver": "rk4", "steps": steps}
-    cell = cells.get(f"{problem.name}-rk4-{steps}", identity, solve)
+    cell = cells.get(f"{problem.name}-rk4-{steps}", identity, solve, problem.device)
     return torch.tensor(cell["state"], dtype=z.dtype, device=z.device)
 
 

@@ -79,7 +79,7 @@ def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
     methods = _methods(numbers("gammas", asked.gammas), asked.samplers, states, compose)
     begun = problems_of(asked.problems, asked.count, device, compose)
     root = folder_of(asked.out, "exactness")
-    cells = Cells(root, plainly, "exactness", device)
+    cells = Cells(root, plainly, "exactness")
     drawn = []
     with progress(len(begun) * len(methods) * len(wanted) * len(WAYS), "trip") as bar:
         for problem in begun:
@@ -145,7 +145,8 @@ def _row(
             "steps": n,
         }
         name = f"{problem.name}-{start}-{method.label}-{method.state}-{n}"
-        made.append(cells.get(name, identity, partial(_trip, problem, method, start, n)))
+        run = partial(_trip, problem, method, start, n)
+        made.append(cells.get(name, identity, run, problem.device))
         bar.update()
     eps = 0.0 if method.state == "fixed" else torch.finfo(inversion.STATES[method.state]).eps
     exact = not isinstance(method.way, DDIMInversion)

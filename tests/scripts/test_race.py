@@ -42,7 +42,7 @@ def test_the_envelope_has_the_nearest_sampler_of_each_nfe(race):
 
 
 def test_both_races_are_run(race, monkeypatch, tmp_path):
-    kept = race.Cells(tmp_path, race.plainly, "race", "cpu")
+    kept = race.Cells(tmp_path, race.plainly, "race")
     with torch.inference_mode():
         cells = race.sampling(kept, {"DDIM": ["sampler=ddim"]}, [2, 4])
         assert 0 < cells[1]["rms"] < cells[0]["rms"]
@@ -104,7 +104,7 @@ def test_a_row_with_other_overrides_is_measured_anew(run, tmp_path):
 def test_the_results_of_the_repository_are_not_measured_again(monkeypatch):
     race, root = script("race"), SCRIPTS.parent / "results/race"
     monkeypatch.setattr(race.Prepared, "job", lambda *_: pytest.fail("it is measured again"))
-    kept = race.Cells(root, race.plainly, "race", "cpu")
+    kept = race.Cells(root, race.plainly, "race")
     before = json.loads((root / "race.json").read_text())
     (table,) = OmegaConf.load(race.CONFIGS / "experiment/race.yaml").tables
     found = race.sampling(kept, OmegaConf.to_container(table.rows), [5])

@@ -15,6 +15,7 @@ from bdia_exp.cli.files import options
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import plainly
+from bdia_exp.jobs.problems import problems_of
 from bdia_exp.report import figures
 from bdia_exp.samplers.fitted import rms
 from bdia_exp.store.cache import Cells
@@ -290,15 +291,15 @@ def test_numbers_are_read_as_lists_texts_or_alone():
 
 
 def test_results_are_told_apart_by_their_identity(tmp_path):
-    kept, calls = Cells(tmp_path, plainly, "study", "cpu"), []
+    kept, calls = Cells(tmp_path, plainly, "study"), []
 
     def compute() -> dict:
         calls.append(1)
         return {"value": len(calls)}
 
-    assert kept.get("a γ=1", {"n": 1}, compute)["value"] == 1
-    assert kept.get("a γ=1", {"n": 1}, compute)["value"] == 1
-    assert kept.get("a γ=1", {"n": 2}, compute)["value"] == 2
+    assert kept.get("a γ=1", {"n": 1}, compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 1}, compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 2}, compute, "cpu")["value"] == 2
     assert all(name.startswith("a_gamma=1-") for name in written(tmp_path))
     assert rms(torch.tensor([3.0, -3.0])) == 3
 
@@ -307,6 +308,11 @@ STUDIES = {
     "convergence": ("problems=gaussian", "samplers=ddim", "steps=1,2"),
     "exactness": ("problems=mixture", "gammas=1", "samplers=[]", "states=float64", "steps=4"),
 }
+
+
+def test_an_exact_density_is_computed_on_the_cpu():
+    (gaussian,) = problems_of(["gaussian"], 2, "cuda", compose)
+    assert (gaussian.device, gaussian.images.device.type) == ("cpu", "cpu")
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -3,6 +3,7 @@
 Import this module only where it is used: torchmetrics takes seconds to import.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from bdia_exp.metrics.moments import Statistics
 
 ADDED: dict[str, Any] = {"dist_sync_fn": lambda state, group=None: [dist.total(state)]}
 """For metrics whose states are sums: `dist` adds them over the ranks."""
+LARGE = 2**21
+"""Numbers in the sums of one metric from which an unused one is freed at once."""
 
 
 class FeatureMoments(Metric):
@@ -26,8 +29,8 @@ class FeatureMoments(Metric):
     `update(features [B, dim], keys)` adds a batch; `compute()` returns the `Statistics` of all
     batches on all ranks, and raises UserError for fewer than two images or features that are not
     finite. There are separate sums for each of the `blocks` of images, those with equal keys (seeds
-    or positions) modulo `blocks`, for `without_blocks`. Memory is blocks · dim² numbers, for any
-    number of images.
+    or positions) modulo `blocks`, for `without_blocks`. Memory is 2 · blocks · dim² numbers, for
+    any number of images.
 
     Sums are about zero, not about the mean, so they can be added over ranks. The rounding error of
     the covariance grows by (mean/std)²: it is below 1e-9 for a mean of 1000 std in float64.
@@ -43,6 +46,8 @@ class FeatureMoments(Metric):
     def __init__(self, dim: int, blocks: int = 1, **kwargs: Any):
         super().__init__(**ADDED, **kwargs)
         self.blocks = blocks
+        if blocks * dim**2 >= LARGE:
+            gc.collect()  # a metric refers to itself: that of the last run still has its memory
         zeros = torch.zeros(blocks, dim, dtype=torch.float64)
         self.add_state("count", torch.zeros(blocks, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", zeros, dist_reduce_fx="sum")

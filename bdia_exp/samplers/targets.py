@@ -113,7 +113,8 @@ def fine_levels(grid: Grid, schedule: Schedule, steps: int = FINE) -> Grid:
 class Fine:
     """A fine solution: one evaluation at each of its levels but the last, and the state there.
 
-    DEIS of order 3 in ρ [DEIS ρAB]. One solution serves every grid between its ends.
+    DEIS of order 3 in ρ [DEIS ρAB]. One solution serves every grid between its ends. It takes the
+    memory of two states for each of its levels.
     """
 
     estimates: list[Estimate]
@@ -121,10 +122,14 @@ class Fine:
     levels: Grid
 
     @classmethod
-    def solved(cls, model: Denoiser, z: Tensor, levels: Grid) -> "Fine":
-        """From z, float64 [B, …] at levels[0], to levels[-1]."""
+    def solved(cls, model: Denoiser, z: Tensor, levels: Grid, whole: bool = True) -> "Fine":
+        """From z, float64 [B, …] at levels[0], to levels[-1].
+
+        If it need not be `whole`, only its end and its last evaluations are kept.
+        """
         trail: list[Estimate] = []
         for s, t in pairwise(levels):
+            trail = trail if whole else trail[-2:]
             trail.append(model(z, s)._replace(clean=None))
             z = along(latest(trail[-3:], 3), trail[-1], t)
         return cls(trail, z, levels)

@@ -1,7 +1,9 @@
 """Streaming moments: one pass, any batches, any number of processes; and their files."""
 
+import gc
 import os
 import socket
+import weakref
 import zipfile
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ import torch.multiprocessing as mp
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
+from bdia_exp.metrics import sums
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.sums import FeatureMoments
 from bdia_exp.store import archives
@@ -54,6 +57,21 @@ def test_memory_does_not_grow():
         metric.update(batch)
         sizes.add(sum(state.numel() for state in metric.metric_state.values()))
     assert sizes == {1 + 7 + 49}
+
+
+def test_an_unused_metric_with_large_sums_is_freed_for_the_next(monkeypatch):
+    """A torchmetrics metric refers to itself: without a collection it would stay."""
+    monkeypatch.setattr(sums, "LARGE", 7**2)
+    gc.disable()
+    try:
+        metric = FeatureMoments(7)
+        unused = weakref.ref(metric)
+        del metric
+        assert unused() is not None
+        FeatureMoments(7)
+        assert unused() is None
+    finally:
+        gc.enable()
 
 
 def test_plain_sums_do_for_a_mean_of_a_thousand_standard_deviations():

@@ -111,6 +111,15 @@ def test_the_fine_target_brings_other_noises_closer_too(name):
         assert watch.steps[-1].after == pytest.approx(rms(ours - fine[-1][48:]), rel=1e-9)
 
 
+def test_the_end_of_a_fine_solution_needs_no_other_state():
+    grid = karras(6)
+    z, levels = noise(grid), fine_levels(grid, SCHEDULE)
+    whole, end = (Fine.solved(MODEL, z, levels, whole=kept) for kept in (True, False))
+    assert torch.equal(whole.end, end.end)
+    assert torch.equal(whole.at(levels[-1]), end.at(levels[-1]))
+    assert (len(whole.estimates), len(end.estimates)) == (128, 3)
+
+
 def test_bounds_and_fractions_of_coefficients():
     grid, model = karras(8), MODEL
     z = noise(grid)

@@ -76,7 +76,8 @@ class Side:
         schedule = job.model.schedule
         self.levels = fine_levels(job.grid, schedule, options.fine)
         self.target: Target
-        if options.target == "local":
+        self.local = options.target == "local"
+        if self.local:
             self.target = Local(self.base, self.network, job.grid, schedule, options.parts)
         else:
             self.target = Global(self.fine.on(job.grid))
@@ -85,12 +86,13 @@ class Side:
     def fine(self) -> Fine:
         """The fine solution of these noises. The two newest are kept for other samplers."""
         texts = self.job.texts.provenance if self.job.texts else None
-        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum(), self.local]
         key, solved = records.digest({"fine": about}), SOLVED.setdefault(self.job.model, {})
         if key in solved:
             self.network.nfe += len(self.levels) - 1
         else:
-            solved[key] = Fine.solved(self.network, self.z, self.levels)
+            # A local fit needs the end alone, to state its errors.
+            solved[key] = Fine.solved(self.network, self.z, self.levels, whole=not self.local)
             for old in [*solved][:-2]:
                 del solved[old]
         return solved[key]

@@ -47,7 +47,7 @@ def row(images: int, what: str, found: list[Interval]) -> Row:
 def main() -> None:
     given = options(__doc__).parse_args()
     rng, rows = np.random.default_rng(0), []
-    for images in (300, 1000, 5000):
+    for images in (70, 300, 1000, 5000):
         alone, paired = [], []
         for _ in range(RUNS):
             noise, other = rng.standard_normal((2, images, DIM))

@@ -42,7 +42,7 @@ from bdia_exp.report.statistics import difference, verdict
 from bdia_exp.samplers import inversion
 from bdia_exp.samplers.cost import affordable
 from bdia_exp.samplers.fitted import rms
-from bdia_exp.samplers.targets import FINE, Fine, fine_levels
+from bdia_exp.samplers.targets import FINE, fine_end, fine_levels
 from bdia_exp.store import records
 from bdia_exp.store.cache import Cells
 from bdia_exp.store.files import write_text
@@ -84,12 +84,12 @@ GRIDS = {"karras": "EDM's levels (karras)", "quad": "VP levels (quad)"}
 
 
 class Prepared:
-    """A model with its noises, and one fine solution for each range of levels."""
+    """A model with its noises, and the end of one fine solution for each range of levels."""
 
     def __init__(self) -> None:
         asked = settings("sample", [MODEL])
         self.model: Model = asked.model.make(**asked.how(DEVICE))
-        self.fines: dict[tuple, Fine] = {}
+        self.ends: dict[tuple, Tensor] = {}
 
     def nearest(self, words: Iterable[str], nfe: int) -> Sampling:
         """The settings of a run with as many evaluations as are possible, at most `nfe`."""
@@ -108,9 +108,9 @@ class Prepared:
         batch = Batch.of(job, seeds, 64)
         levels = fine_levels(job.grid, self.model.schedule)
         key = (seeds, levels)
-        if key not in self.fines:
-            self.fines[key] = Fine.solved(batch, batch.z, levels)
-        return batch, self.fines[key].end
+        if key not in self.ends:
+            self.ends[key] = fine_end(batch, batch.z, levels)
+        return batch, self.ends[key]
 
     def identity(self, asked: Sampling, seeds: range) -> Record:
         """All that decides what is measured of a run on these noises."""

@@ -15,7 +15,7 @@ from bdia_exp.store.records import Record
 CHANGE = 1e-4
 """RMS of the change whose growth `roundtrip` measures: well above float32's rounding error."""
 TOO_LARGE = 2
-"""Times the expected RMS from which inverted images are no noise for a network."""
+"""Inverted images with more than this many times the expected RMS cannot be edited."""
 
 
 def pixel_errors(trip: Trip, pictures: Tensor) -> Record:

@@ -20,7 +20,7 @@ from bdia_exp.metrics.moments import Statistics
 ADDED: dict[str, Any] = {"dist_sync_fn": lambda state, group=None: [dist.total(state)]}
 """For metrics whose states are sums: `dist` adds them over the ranks."""
 LARGE = 2**21
-"""Numbers in the sums of one metric from which an unused one is freed at once."""
+"""From this many numbers on, the sums of unused metrics are freed before new ones are made."""
 
 
 class FeatureMoments(Metric):
@@ -47,7 +47,7 @@ class FeatureMoments(Metric):
         super().__init__(**ADDED, **kwargs)
         self.blocks = blocks
         if blocks * dim**2 >= LARGE:
-            gc.collect()  # a metric refers to itself: that of the last run still has its memory
+            gc.collect()  # a metric refers to itself, so that of an earlier run keeps its memory
         zeros = torch.zeros(blocks, dim, dtype=torch.float64)
         self.add_state("count", torch.zeros(blocks, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", zeros, dist_reduce_fx="sum")

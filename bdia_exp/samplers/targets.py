@@ -1,5 +1,7 @@
 """What a fit aims at: the state after smaller steps, or the fine solution from the same noise."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -109,12 +111,30 @@ def fine_levels(grid: Grid, schedule: Schedule, steps: int = FINE) -> Grid:
     return (*inserted(grid[0], lowest, steps - 1, schedule), grid[-1])
 
 
+def solving(model: Denoiser, z: Tensor, levels: Grid) -> Iterator[tuple[Estimate, Tensor]]:
+    """The fine solution from z, float64 [B, …] at levels[0]: DEIS of order 3 in ρ [DEIS ρAB].
+
+    Step by step: the evaluation at each level but the last, and the state at the next level.
+    """
+    trail: list[Estimate] = []
+    for s, t in pairwise(levels):
+        trail = [*trail[-2:], model(z, s)._replace(clean=None)]
+        z = along(latest(trail, 3), trail[-1], t)
+        yield trail[-1], z
+
+
+def fine_end(model: Denoiser, z: Tensor, levels: Grid) -> Tensor:
+    """The end of the fine solution, [B, …]. No other state is kept."""
+    ((_, end),) = deque(solving(model, z, levels), maxlen=1)
+    return end
+
+
 @dataclass(frozen=True)
 class Fine:
     """A fine solution: one evaluation at each of its levels but the last, and the state there.
 
-    DEIS of order 3 in ρ [DEIS ρAB]. One solution serves every grid between its ends. It takes the
-    memory of two states for each of its levels.
+    One solution serves every grid between its ends. It takes the memory of two states for each of
+    its levels; `fine_end` does not.
     """
 
     estimates: list[Estimate]
@@ -122,17 +142,10 @@ class Fine:
     levels: Grid
 
     @classmethod
-    def solved(cls, model: Denoiser, z: Tensor, levels: Grid, whole: bool = True) -> "Fine":
-        """From z, float64 [B, …] at levels[0], to levels[-1].
-
-        If it need not be `whole`, only its end and its last evaluations are kept.
-        """
-        trail: list[Estimate] = []
-        for s, t in pairwise(levels):
-            trail = trail if whole else trail[-2:]
-            trail.append(model(z, s)._replace(clean=None))
-            z = along(latest(trail[-3:], 3), trail[-1], t)
-        return cls(trail, z, levels)
+    def solved(cls, model: Denoiser, z: Tensor, levels: Grid) -> "Fine":
+        """From z, float64 [B, …] at levels[0], to levels[-1]."""
+        estimates, states = zip(*solving(model, z, levels), strict=True)
+        return cls([*estimates], states[-1], levels)
 
     def at(self, level: Level) -> Tensor:
         """The state at a level from the first to the last.

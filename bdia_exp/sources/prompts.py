@@ -77,7 +77,8 @@ def read(source: str, seed: int | None, column: str | None = None) -> Prompts:
 
     With a `column` the file must be a table: every row is an image, and must have a text there.
 
-    Raises UserError if the file cannot be downloaded or read, or has no captions.
+    Raises UserError if the file cannot be downloaded or read, or has no captions, or a row of a
+    `column` has no text.
     """
     path = checkpoints.locate(source)
     readers: dict[str, Callable[[Path], list[Caption]]] = {
@@ -216,7 +217,9 @@ def _table(text: str, delimiter: str, wanted: str | None) -> list[Caption]:
                     f"has too many cells in line {table.line_num}: quote texts with commas or tabs"
                 )
             if wanted and not (row[column] or "").strip():
-                raise UserError(f"has no text in the column {column} in line {table.line_num}")
+                raise UserError(
+                    f"has no text in the column {column} in line {table.line_num}: write one there"
+                )
             rows.append((row.get(image) or "" if image else "", row[column] or ""))
     except csv.Error as error:
         where = f"after line {table.line_num}"

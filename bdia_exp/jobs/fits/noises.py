@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import median
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,9 +15,9 @@ from bdia_exp.jobs.fits.options import FitOptions, key_of
 from bdia_exp.jobs.problems import last
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.models import Model
-from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Level, Sampler
+from bdia_exp.samplers.core import Counted, Denoiser, Estimate, Grid, Level, Sampler
 from bdia_exp.samplers.fitted import Target, rms
-from bdia_exp.samplers.targets import Fine, Global, Local, fine_levels
+from bdia_exp.samplers.targets import Fine, Global, Local, fine_end, fine_levels
 from bdia_exp.samplers.weights import Weights
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -49,8 +50,9 @@ class Batch:
         return Estimate(level, z, torch.cat([part.eps for part in found]), whole)
 
 
-SOLVED: WeakKeyDictionary[Model, dict[str, Fine]] = WeakKeyDictionary()
-"""The fine solutions of a model's noises, by what they depend on besides the model."""
+SOLVED: WeakKeyDictionary[Model, dict[str, Any]] = WeakKeyDictionary()
+"""Fine solutions of a model's noises, or their ends, by what they depend on besides the model."""
+Solved = TypeVar("Solved")
 
 
 class Side:
@@ -76,23 +78,27 @@ class Side:
         schedule = job.model.schedule
         self.levels = fine_levels(job.grid, schedule, options.fine)
         self.target: Target
-        self.local = options.target == "local"
-        if self.local:
+        if options.target == "local":
             self.target = Local(self.base, self.network, job.grid, schedule, options.parts)
         else:
-            self.target = Global(self.fine.on(job.grid))
+            fine = self._solved(Fine.solved)
+            self.target, self.fine_end = Global(fine.on(job.grid)), fine.end
 
     @cached_property
-    def fine(self) -> Fine:
-        """The fine solution of these noises. The two newest are kept for other samplers."""
+    def fine_end(self) -> Tensor:
+        """The end of the fine solution of these noises, [B, …]."""
+        return self._solved(fine_end)
+
+    def _solved(self, solve: Callable[[Denoiser, Tensor, Grid], Solved]) -> Solved:
+        """What `solve` finds for these noises. The two newest are kept for other samplers."""
         texts = self.job.texts.provenance if self.job.texts else None
-        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum(), self.local]
-        key, solved = records.digest({"fine": about}), SOLVED.setdefault(self.job.model, {})
+        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        key = records.digest({solve.__qualname__: about})
+        solved = SOLVED.setdefault(self.job.model, {})
         if key in solved:
             self.network.nfe += len(self.levels) - 1
         else:
-            # A local fit needs the end alone, to state its errors.
-            solved[key] = Fine.solved(self.network, self.z, self.levels, whole=not self.local)
+            solved[key] = solve(self.network, self.z, self.levels)
             for old in [*solved][:-2]:
                 del solved[old]
         return solved[key]
@@ -105,7 +111,7 @@ class Side:
 
     def errors(self, end: Tensor) -> Record:
         """Distances from the fine solution: of the base method's end states, and of the fitted."""
-        fine = self.fine.end
+        fine = self.fine_end
         return {"base": _distances(self.end(None) - fine), "fitted": _distances(end - fine)}
 
 

@@ -10,6 +10,18 @@ class UserError(Exception):
     """
 
 
+KINDS: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "keys with values",
+    type(None): "null",
+}
+"""The types of configured values, in words."""
+
+
 def nearest(word: str, known) -> str:
     """`; did you mean 'x' or 'y'?`: the names that contain `word`, then the most similar one.
 

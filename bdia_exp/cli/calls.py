@@ -13,10 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bdia_exp.cli.files import CONFIGS, is_global
-from bdia_exp.errors import UserError, brief, few, nearest
+from bdia_exp.errors import KINDS, UserError, brief, few, nearest
 from bdia_exp.jobs.asked import Choice, as_key, hints_of
 
-PLAIN = (int, float, str, bool, list, dict, type(None))
 ALIASES: dict[type, type] = {DictConfig: dict, ListConfig: list}
 """Hydra's own containers, which are checked as plain ones."""
 
@@ -139,9 +138,9 @@ def _mismatch(hint: Any, value: Any) -> str | None:
         if callable(value) or (value is None and type(None) in kinds):
             return None
         return "cannot be given as a value: only its own keys can be changed"
-    if any(kind not in PLAIN for kind in kinds):
+    if any(kind not in KINDS for kind in kinds):
         return None
     accepted = {*kinds, *([int] if float in kinds else [])}
     if ALIASES.get(type(value), type(value)) in accepted:
         return None
-    return f"must be {' or '.join('null' if k is type(None) else k.__name__ for k in kinds)}"
+    return f"must be {' or '.join(KINDS[kind] for kind in kinds)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bdia_exp.console import positive
-from bdia_exp.errors import UserError
+from bdia_exp.errors import KINDS, UserError
 from bdia_exp.jobs.claims import known
 from bdia_exp.jobs.identity import identity_of, plainly, same_score
 from bdia_exp.jobs.settings import Sampling
@@ -88,8 +88,10 @@ def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
     for key, kind in (OPTIONAL | needed).items():
         value = node.get(key)
         absent_is_fine = key not in needed and value is None
-        if not absent_is_fine and (type(value) is not kind or (key in needed and not value)):
-            raise UserError(f"{where}.{key} must be {kind.__name__}, not {value!r}")
+        if not absent_is_fine and type(value) is not kind:
+            raise UserError(f"{where}.{key} must be {KINDS[kind]}, not {value!r}")
+        if key in needed and value in ("", [], {}):
+            raise UserError(f"{where}.{key} must not be empty")
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:

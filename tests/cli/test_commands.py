@@ -190,8 +190,8 @@ MISTAKES = {
     "sample nfe=34": "choose 33 or 35",
     "sample nfe=0": "choose 1 or more",
     "sample nfe=-3": "choose 1 or more",
-    "sample nfe=many": "nfe=many must be int",
-    "sample nfe=3.5": "nfe=3.5 must be int",
+    "sample nfe=many": "nfe=many must be a whole number",
+    "sample nfe=3.5": "nfe=3.5 must be a whole number",
     "sample nfe": "not of the form key=value",
     "sample sampler.gamma=high": "nothing is at high",
     "sample sampler.gamma=-1": "sampler.gamma=-1 must be 0 to 1",
@@ -203,7 +203,7 @@ MISTAKES = {
     "sample sampler=edm_churn sampler.S_churn=-5.0": "must be 0 or more",
     "sample sampler=edm_churn sampler.S_churm=1": "did you mean 'sampler.S_churn'?",
     "sample sampler=deis_tab sampler.rule.order=5": "order=5 must be 1, 2, 3 or 4",
-    "sample sampler=deis_tab sampler.rule.order=two": "sampler.rule.order=two must be int",
+    "sample sampler=deis_tab sampler.rule.order=two": "order=two must be a whole number",
     "sample sampler=deis_tab sampler.rule.clock=rhoo": "did you mean 'rho'?",
     "sample sampler=f_pndm sampler.start=rk3": "did you mean 'rk4'?",
     "sample sampler=f_pndm nfe=10": "choose 8 or 12",
@@ -285,7 +285,7 @@ def test_full_disk_is_said(tmp_path, monkeypatch):
 
 
 def test_wrong_type_in_a_nested_key_is_found_before_anything_runs():
-    with pytest.raises(UserError, match=r"grid.rho=seven must be float"):
+    with pytest.raises(UserError, match=r"grid.rho=seven must be a number"):
         settings("sample", ["grid.rho=seven"])
 
 

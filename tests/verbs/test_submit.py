@@ -129,7 +129,7 @@ def test_several_nodes_meet_at_the_first_one(tmp_path, monkeypatch):
         (["sample", "sampler=bdai"], "did you mean"),
         (["sample", "launcher=slrum"], "did you mean 'slurm'?"),
         (["sample", "launcher.gpu=2"], "there is no key 'launcher.gpu'"),
-        (["sample", "launcher.gpus=two"], "must be int"),
+        (["sample", "launcher.gpus=two"], "must be a whole number"),
         (["sample", "launcher.nodes=0"], "launcher.nodes=0 must be 1 or more"),
         (["reproduce", "demo", "launcher.array=3"], "launcher.array= is for sample"),
         (["sample", "save=zip", "launcher.array=3"], "give save=shards, not zip"),

@@ -11,6 +11,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bdia_exp.jobs.settings import (
     Scoring,
     Solving,
 )
+from bdia_exp.metrics.moments import sha256_of_numbers
 from bdia_exp.samplers.core import Grid
 from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
@@ -158,14 +160,28 @@ def same_score(record: Record, asked: Scoring) -> bool:
     old, now = record["config"], asked.plain()
     if plainly({k: old.get(k) for k in keys}) != plainly({k: now[k] for k in keys}):
         return False
-    then, here = record.get("reference_sha256"), reference_sha256(asked)
+    then, here = record.get("reference_sha256"), reference_sha256(asked.reference)
     return not (then and here) or then == here
 
 
-def reference_sha256(asked: Scoring) -> str | None:
-    """The sha256 of the file of the reference; None if it is a folder or is not here."""
-    path = checkpoints.present(asked.reference) if asked.reference else None
-    return checkpoints.sha256(path) if path and path.is_file() else None
+def reference_sha256(name: str | None) -> str | None:
+    """The sha256 of a reference; None if it is a folder, or is not here.
+
+    It is that of the numbers of statistics, so those of the same images, made again, are the same
+    reference. It is that of the file if this has images.
+    """
+    path = checkpoints.present(name) if name else None
+    if not path or not path.is_file():
+        return None
+    return _of_numbers(path, path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _of_numbers(path: Path, size: int, changed: int) -> str:
+    try:
+        return sha256_of_numbers(path)
+    except OSError:
+        return checkpoints.sha256(path)
 
 
 def names_of(config: Record) -> dict[str, str]:

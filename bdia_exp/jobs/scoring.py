@@ -13,6 +13,7 @@ from bdia_exp import dist
 from bdia_exp.console import positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
+from bdia_exp.jobs.identity import reference_sha256
 from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.measured import ABOUT, Known
 from bdia_exp.metrics.moments import Statistics
@@ -65,7 +66,7 @@ def recorded_scorer(record: Record) -> Score | None:
     if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
         raise UserError("record.json does not say with what its images are scored: run it again")
     path, then = require_statistics(config.get("reference")), record.get("reference_sha256")
-    if then and checkpoints.sha256(path) != then:
+    if then and reference_sha256(str(path)) != then:
         raise UserError(
             f"reference={config['reference']} has other content than when the run was begun: bring "
             "the old file back, or run `sample` again to score against the new one"

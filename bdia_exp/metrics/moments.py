@@ -1,5 +1,6 @@
 """Mean and covariance of features, and their files."""
 
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -80,6 +81,20 @@ class Statistics:
                 f"{path} holds features of {len(features)} images, its count is {count}"
             )
         return cls(mean, cov, count, _meta(path, found.get("meta")), features)
+
+
+def sha256_of_numbers(path: str | Path) -> str:
+    """The sha256 of mu and sigma in float64: equal for files whose descriptions alone differ.
+
+    Raises OSError if the file has no such numbers.
+    """
+    arrays, digest = Arrays(Path(path)), hashlib.sha256()
+    for key in ("mu", "sigma"):
+        array = arrays[key]
+        if array.dtype.kind not in "iuf":
+            raise OSError(f"{key} is not of real numbers")
+        digest.update(array.whole().astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 KEYS = ("mu", "sigma", "count", "meta", "features")

@@ -50,7 +50,7 @@ def sample(asked: Sampling) -> Record:
     description = _described(asked, job, run, device)
     if scorer:
         description["features"] = sharding.about(scorer)
-        description["reference_sha256"] = reference_sha256(asked)
+        description["reference_sha256"] = reference_sha256(asked.reference)
     if job.texts:
         description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
     part = asked.piece

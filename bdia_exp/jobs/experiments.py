@@ -15,7 +15,8 @@ from typing import Any
 from bdia_exp.console import positive
 from bdia_exp.errors import KINDS, UserError
 from bdia_exp.jobs.claims import known
-from bdia_exp.jobs.identity import identity_of, plainly, same_score
+from bdia_exp.jobs.identity import identity_of, plainly
+from bdia_exp.jobs.references import same_score
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of, words_of
 from bdia_exp.seeds import MOST as MOST_SEEDS

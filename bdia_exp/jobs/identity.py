@@ -11,7 +11,6 @@ import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from bdia_exp.jobs.settings import (
     Drawing,
     Editing,
     Inverting,
-    Scoring,
     Solving,
 )
-from bdia_exp.metrics.moments import sha256_of_numbers
 from bdia_exp.samplers.core import Grid
 from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
@@ -149,39 +146,6 @@ def _defaults(function: Callable) -> Record:
         for name, given in inspect.signature(function).parameters.items()
         if given.default is not inspect.Parameter.empty
     }
-
-
-def same_score(record: Record, asked: Scoring) -> bool:
-    """Whether a record has the same settings of the score as `asked`, and the same reference.
-
-    Older records, and a reference that is not on this machine, are known by the name alone.
-    """
-    keys = [as_key(field.name) for field in fields(Scoring)]
-    old, now = record["config"], asked.plain()
-    if plainly({k: old.get(k) for k in keys}) != plainly({k: now[k] for k in keys}):
-        return False
-    then, here = record.get("reference_sha256"), reference_sha256(asked.reference)
-    return not (then and here) or then == here
-
-
-def reference_sha256(name: str | None) -> str | None:
-    """The sha256 of a reference; None if it is a folder, or is not here.
-
-    It is that of the numbers of statistics, so those of the same images, made again, are the same
-    reference. It is that of the file if this has images.
-    """
-    path = checkpoints.present(name) if name else None
-    if not path or not path.is_file():
-        return None
-    return _of_numbers(path, path.stat().st_size, path.stat().st_mtime_ns)
-
-
-@lru_cache
-def _of_numbers(path: Path, size: int, changed: int) -> str:
-    try:
-        return sha256_of_numbers(path)
-    except OSError:
-        return checkpoints.sha256(path)
 
 
 def names_of(config: Record) -> dict[str, str]:

@@ -8,7 +8,7 @@ from bdia_exp.jobs.asked import sources_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.identity import files_of
 from bdia_exp.jobs.pace import Pace
-from bdia_exp.jobs.scoring import NO_REFERENCE
+from bdia_exp.jobs.references import NO_REFERENCE
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.frechet import require_enough
 from bdia_exp.metrics.moments import Statistics

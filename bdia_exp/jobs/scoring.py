@@ -13,7 +13,7 @@ from bdia_exp import dist
 from bdia_exp.console import positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.extras import require
-from bdia_exp.jobs.identity import reference_sha256
+from bdia_exp.jobs.references import located, reference_sha256, require_statistics
 from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.measured import ABOUT, Known
 from bdia_exp.metrics.moments import Statistics
@@ -22,11 +22,6 @@ from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 from bdia_exp.store.records import Record
-
-NO_REFERENCE = (
-    "a FID needs statistics of real images: make them with `bdia-exp reference IMAGES out=FILE` "
-    "(CIFAR-10's with `make cifar10`), or give another reference="
-)
 
 
 def scorer_of(
@@ -41,10 +36,8 @@ def scorer_of(
     Raises UserError if there is no reference, or if it cannot be used.
     """
     require_size(asked.resize)
-    if asked.reference is None:
-        raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
+    path = located(asked.reference)
     extractor = asked.features.make(device=device)
-    path = checkpoints.locate(asked.reference, NO_REFERENCE)
     score = Score(extractor, None, metrics, resize=asked.resize, clip=clip)
     if not is_image_set(path):
         score.compare_with(Statistics.load(path))
@@ -79,19 +72,6 @@ def recorded_scorer(record: Record) -> Score | None:
         resize=about["resize"],
         clip=Known(**clip) if clip else None,
     )
-
-
-def require_statistics(reference: str | None) -> Path:
-    """The file of a reference. Raises UserError if it is missing, or is not of statistics."""
-    if reference is None:
-        raise UserError("give reference=: an npz of statistics (mu, sigma) to score against")
-    path = checkpoints.locate(reference, NO_REFERENCE)
-    if is_image_set(path):
-        raise UserError(
-            f"reference={reference} is of images, and each process would read them: make "
-            "their statistics with `bdia-exp reference IMAGES out=FILE`, and give reference=FILE"
-        )
-    return path
 
 
 CONVENTIONS = 1

@@ -12,7 +12,7 @@ import torch
 from bdia_exp import dist
 from bdia_exp.console import progress
 from bdia_exp.errors import UserError, few
-from bdia_exp.jobs.identity import same_score
+from bdia_exp.jobs.references import same_score
 from bdia_exp.jobs.sampling import Batch, Job, Places, stream
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics import measured

@@ -11,9 +11,10 @@ from bdia_exp.jobs import sharding
 from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
-from bdia_exp.jobs.identity import identity_of, reference_sha256, same_score
+from bdia_exp.jobs.identity import identity_of
+from bdia_exp.jobs.references import reference_sha256, require_statistics, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
-from bdia_exp.jobs.scoring import listed, require_statistics, scorer_of
+from bdia_exp.jobs.scoring import listed, scorer_of
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut

@@ -12,8 +12,8 @@ from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Choice
-from bdia_exp.jobs.identity import same_score
 from bdia_exp.jobs.plan import Costs, Needs
+from bdia_exp.jobs.references import same_score
 from tests import asking
 from tests.asking import compose
 from tests.models.countable import DECODING, EVALUATION, Latent

@@ -138,7 +138,11 @@ def _with_keys(command: str, words: list[str], kinds: dict[str, Any]) -> list[st
             f"{bare[1]!r} is a second name, and images= takes one: quote a name that has spaces, "
             f"{' '.join(bare)!r}"
         )
-    return [f"{key}={','.join(bare)}", *words[len(bare) :]] if bare else words
+    if not bare:
+        return words
+    is_list = _may_be(kinds.get(key or ""), list)
+    value = f"[{','.join(map(quoted, bare))}]" if is_list else ",".join(bare)
+    return [f"{key}={value}", *words[len(bare) :]]
 
 
 def _may_be(kind: Any, one: Any) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.references import reference_sha256
 from bdia_exp.jobs.scoring import (
     image_set,
     listed,
@@ -48,6 +49,7 @@ def evaluate(asked: Evaluating) -> Record:
         "command": "evaluate",
         "images": str(found.path),
         "reference": asked.reference,
+        "reference_sha256": reference_sha256(asked.reference),
         "device": dist.device_name(device),
         "score": scorer.result(),
         "notes": notes,

@@ -1,0 +1,182 @@
+"""`compare`: the scores of several runs, with intervals and paired differences from the first."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bdia_exp.console import say
+from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import Asked
+from bdia_exp.report.cells import AS_ASKED
+from bdia_exp.report.markdown import markdown_table
+from bdia_exp.report.statistics import Interval, difference, interval, verdict
+from bdia_exp.store import records
+from bdia_exp.store.records import Record
+from bdia_exp.verbs import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Asked):
+    """Runs; the first is the one that the others are compared with."""
+
+    runs: list
+    out: str | None
+
+    def check(self) -> None:
+        super().check()
+        if len(self.runs) < 2:
+            raise UserError("runs=: give two runs or more; the others are compared with the first")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A score of all images, and the same without each block of them. Shares are in percent."""
+
+    value: float
+    without_block: list[float]
+    is_share: bool = False
+
+    def text(self) -> str:
+        """The number with its interval, if it has one."""
+        if self.without_block:
+            return self._told(interval(self.value, self.without_block))
+        return f"{self.value:.1f} %" if self.is_share else f"{self.value:.3f}"
+
+    def minus(self, other: "Number") -> Interval | None:
+        """The paired difference; None if one of the two has no blocks."""
+        if not self.without_block or len(self.without_block) != len(other.without_block):
+            return None
+        return difference(self.value, self.without_block, other.value, other.without_block)
+
+    def told(self, change: Interval) -> str:
+        """A difference of numbers of this kind, and what it shows. A larger share is better."""
+        judged = replace(change, value=-change.value) if self.is_share else change
+        return f"{self._told(change, '+')}, {verdict(judged)}"
+
+    def _told(self, found: Interval, sign: str = "") -> str:
+        digits, unit = (1, " %") if self.is_share else (3, "")
+        return f"{found.value:{sign}.{digits}f} ± {found.half_width:.{digits}f}{unit}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored run: its place, its record, and the numbers of its score by their names."""
+
+    name: str
+    record: Record
+    images: int
+    note: str
+    numbers: dict[str, Number]
+
+    @property
+    def seeds(self) -> Any:
+        """The seeds of the images; None if `evaluate` scored them."""
+        return self.record.get("identity", {}).get("seeds")
+
+
+def compare(asked: Comparison) -> Record:
+    """Prints the scores of runs and their differences from the first. Returns them as a record.
+
+    Raises UserError for a run without a score, and for scores that cannot be compared.
+    """
+    first, *others = runs = [_scored(str(name)) for name in asked.runs]
+    for other in others:
+        _require_comparable(first, other)
+    names = [name for name in first.numbers if all(name in run.numbers for run in runs)]
+    heads = ["run", "NFE", *(head for name in names for head in (name, f"{name} minus the first"))]
+    rows, drawn = [], []
+    for run in runs:
+        nfe = run.record.get("nfe")
+        row, found = [run.name, "–" if nfe is None else str(nfe)], Record()
+        for name in names:
+            number = run.numbers[name]
+            change = None if run is first else number.minus(first.numbers[name])
+            row += [number.text(), number.told(change) if change else "–"]
+            found[name] = asdict(number) | {"minus_first": change and asdict(change)}
+        rows.append(row)
+        about = {key: run.record.get(key) for key in ("identity", "commit", "nfe")}
+        drawn.append({"run": run.name, **about, **found})
+    say(f"{markdown_table(heads, rows)}\n\n{_about(runs)}")
+    record = {**records.provenance(), "command": "compare", "runs": drawn}
+    if asked.out:
+        records.save(Path(asked.out).expanduser(), record)
+    return record
+
+
+def _about(runs: Sequence[Scored]) -> str:
+    """What holds for all numbers: the images, the features, and how they are paired."""
+    first = runs[0]
+    sentences = [f"{first.images:,} images a run. {first.note}."]
+    if without := [run.name for run in runs if not run.numbers["FID"].without_block]:
+        sentences.append(f"Too few images for an interval, or an old score: {', '.join(without)}.")
+    if len(without) < len(runs):
+        sentences.append("± is half of the 95 % interval.")
+    if others := [run.name for run in runs if run.seeds != first.seeds]:
+        unpaired = "Not known to have the seeds of the first run, so not paired"
+        sentences.append(f"{unpaired}: {', '.join(others)}.")
+    else:
+        by = "place in the set of images" if first.seeds is None else "seed"
+        sentences.append(f"Differences are paired by {by}.")
+    return " ".join(sentences)
+
+
+def _scored(name: str) -> Scored:
+    """A run's folder, or a record of `evaluate`. Raises UserError if it has no score."""
+    path = Path(name).expanduser()
+    file = path / "record.json" if path.is_dir() else path
+    record = records.load(file)
+    if record is None:
+        raise UserError(
+            f"{name} has no record: give the folder of a run of `sample`, or the .json of an "
+            "`evaluate`"
+        )
+    score = record.get("score")
+    if not score or record.get("complete") is False:
+        raise UserError(f"{name} has no score: run the same `sample` with score=true to its end")
+    try:
+        return Scored(name, record, int(score["images"]), str(score["note"]), _numbers(score))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error!r}): run it again") from None
+
+
+def _numbers(score: Record) -> dict[str, Number]:
+    """The numbers of a score that are computed without each block, too."""
+
+    def without(key: str) -> list[float]:
+        return [float(part) for part in score.get(f"{key}_without_block") or []]
+
+    found = {"FID": Number(float(score["fid"]), without("fid"))}
+    for key in score:
+        if key.endswith(AS_ASKED):
+            parts = [100 * part for part in without(key)]
+            name = f"{key.removesuffix(AS_ASKED)} as asked"
+            found[name] = Number(100 * float(score[key]), parts, is_share=True)
+    return found
+
+
+def _require_comparable(one: Scored, other: Scored) -> None:
+    """Raises UserError unless two scores have the same features, reference and number of images."""
+    both = f"{one.name} and {other.name}"
+    features = [(run.note, run.record["score"].get("features_sha256")) for run in (one, other)]
+    if features[0] != features[1]:
+        raise UserError(
+            f"{both} are scored in different features ({one.note}; {other.note}): score both in "
+            "the same ones"
+        )
+    names = [run.record.get("config", {}).get("reference") for run in (one, other)]
+    hashes = [run.record.get("reference_sha256") for run in (one, other)]
+    known = hashes if all(hashes) else names
+    if known[0] != known[1]:
+        raise UserError(
+            f"{both} are scored against different references ({names[0]}; {names[1]}): score both "
+            "against the same one"
+        )
+    if one.images != other.images:
+        raise UserError(
+            f"{both} have {one.images:,} and {other.images:,} images: FID falls as the number of "
+            "images grows, so compare equal numbers"
+        )
+
+
+VERB = Verb(compare, Comparison)

@@ -41,9 +41,9 @@ def submit(*words: str) -> str:
     return done.output
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
+def wait_for(path: Path, seconds: float = 120, lines: int = 0) -> None:
     deadline = time.time() + seconds
-    while not path.exists():
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
         assert time.time() < deadline, f"{path} did not come"
         time.sleep(0.05)
 
@@ -262,6 +262,30 @@ def test_a_job_that_is_told_to_stop_is_put_back_and_goes_on(slurm, whole):
     assert "run: 40 images" in log
     assert 0 < json.loads(Path("run/record.json").read_text())["sampled"] < 40
     assert "run is complete: nothing to submit" in submit(*RUN, "batch=4", "out=run")
+
+
+ENDLESS = """
+trap 'exit 138' USR1
+echo $$ >> started
+while true; do sleep 0.05; done
+"""
+
+
+def test_a_job_is_put_back_a_limited_number_of_times(slurm):
+    """A time limit that is too short for any image would cost computing time without end."""
+    Path("fake.sh").write_text(ENDLESS)
+    submit(*RUN, "out=run", "launcher.restarts=2", "launcher.python=bash fake.sh")
+    told: list[str] = []
+    for start in (1, 2, 3):
+        wait_for(Path("started"), lines=start)
+        while (process := (slurm / "100.pid").read_text()) in told:
+            time.sleep(0.01)
+        os.kill(int(process), signal.SIGUSR1)
+        told.append(process)
+    wait_for(slurm / "100.done")
+    assert json.loads((slurm / "100.statuses").read_text()) == [138]
+    log = Path("run/submit/logs/bdia-run-100.log").read_text()
+    assert log.count("put back into the queue 2 times already, and now no more") == 1
 
 
 def test_two_nodes_share_a_run(slurm, whole):

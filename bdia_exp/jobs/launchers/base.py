@@ -39,7 +39,7 @@ class _Template(string.Template):
     delimiter = "@"
 
 
-def _filled(name: str, **values: object) -> str:
+def filled(name: str, **values: object) -> str:
     """A file of scripts/ with its values."""
     text = (SCRIPTS / name).read_text(encoding="utf-8")
     return _Template(text).substitute({key: str(value) for key, value in values.items()})
@@ -102,14 +102,14 @@ class Launcher:
     def _script(self, work: Work, *, last: bool) -> str:
         several = not last and self.machines > 1
         tasks = None if last else work.tasks
-        text = _filled(
+        text = filled(
             "job.sh",
             header="\n".join(self.header(work, last)),
             title=f"{work.title}{', the last job' if last else ''}",
             folder=shlex.quote(str(Path.cwd())),
             setup="".join(f"{line}\n" for line in self.setup),
-            task=_filled("task.sh", tasks=tasks) if tasks else "",
-            nodes=_filled("nodes.sh") if several else "",
+            task=filled("task.sh", tasks=tasks) if tasks else "",
+            nodes=filled("nodes.sh") if several else "",
             command=self._command(work.last if last and work.last else work.command, last),
             requeue=self.requeued(),
         )

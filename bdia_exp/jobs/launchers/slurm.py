@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError, brief
-from bdia_exp.jobs.launchers.base import LAST, SCRIPTS, TASKS, Launcher, Work
+from bdia_exp.jobs.launchers.base import LAST, TASKS, Launcher, Work, filled
 from bdia_exp.store import records
 
 JOBS = "jobs.json"
@@ -30,6 +30,7 @@ class Slurm(Launcher):
     cpus: int | None = None
     memory: str | int | None = None
     requeue: bool = True
+    restarts: int = 20
     signal: int = 120
     name: str | None = None
     logs: str | None = None
@@ -37,7 +38,7 @@ class Slurm(Launcher):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("nodes", "cpus", "signal"):
+        for key in ("nodes", "cpus", "signal", "restarts"):
             positive(f"launcher.{key}", getattr(self, key))
         if self.gpus < 0:
             raise UserError(f"launcher.gpus={self.gpus} must be 0 or more")
@@ -82,7 +83,7 @@ class Slurm(Launcher):
         return [f"#SBATCH {line}" for line in [*lines, *map(str, self.extra)]]
 
     def requeued(self) -> str:
-        return (SCRIPTS / "requeue.sh").read_text(encoding="utf-8") if self.requeue else ""
+        return filled("requeue.sh", restarts=self.restarts) if self.requeue else ""
 
     def commands(self, work: Work) -> list[str]:
         found = [shlex.join(_sbatch(work, TASKS))]

@@ -120,7 +120,8 @@ def noise_sentence(numbers: Record) -> str:
     if (times := noise["rms"] / noise["expected_rms"]) > TOO_LARGE:
         text += (
             f"\nthe inverted images are {times:.3g} times as large as noise, too large to be "
-            "edited: choose another method, or for BDIA γ from 0.92 to 1"
+            "edited: choose another method; for BDIA γ from 0.92 to 1, or a fit of γ with "
+            "fit.within=[0.8,1.25]"
         )
     return text
 

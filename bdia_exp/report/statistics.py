@@ -11,7 +11,7 @@ interval of their difference, block by block, is narrower than their own interva
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import ndtri, stdtrit
 
@@ -64,3 +64,20 @@ def verdict(found: Interval) -> str:
     if abs(found.value) <= found.half_width:
         return "no difference shown"
     return "better" if found.value < 0 else "worse"
+
+
+def told(found: Interval, *, is_share: bool = False) -> str:
+    """A number with its interval; a share in percent."""
+    return _told(found, "", is_share)
+
+
+def told_difference(found: Interval, *, is_share: bool = False) -> str:
+    """A paired difference with its interval, and what it shows; a larger share is better."""
+    judged = replace(found, value=-found.value) if is_share else found
+    return f"{_told(found, '+', is_share)}, {verdict(judged)}"
+
+
+def _told(found: Interval, sign: str, is_share: bool) -> str:
+    scale, digits, unit = (100, 1, " %") if is_share else (1, 3, "")
+    value, half_width = scale * found.value, scale * found.half_width
+    return f"{value:{sign}.{digits}f} ± {half_width:.{digits}f}{unit}"

@@ -1,12 +1,19 @@
 """Tables: makes the paper's tables from their cells, with measured and published numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from bdia_exp.report.cells import Drawn
-from bdia_exp.report.statistics import Interval, difference, interval, mean, verdict
+from bdia_exp.report.statistics import (
+    Interval,
+    difference,
+    interval,
+    mean,
+    told,
+    told_difference,
+    verdict,
+)
 
 REPORTS = {
     "mean": "their mean ± standard deviation",
@@ -34,9 +41,9 @@ def markdown(drawn: Drawn) -> str:
         first = table["rows"][0]
         if differences := _differences(first, cells):
             parts.append(_grid(table, cells, f"FID minus that of {first}", differences))
-        for key, what, told in BESIDE:
+        for key, what, as_text in BESIDE:
             found = {place: cell.get(key) for place, cell in cells.items()}
-            texts = {place: told(n) for place, n in found.items() if n is not None}
+            texts = {place: as_text(n) for place, n in found.items() if n is not None}
             if texts:
                 parts.append(_grid(table, cells, what, texts))
         parts += _as_asked_grids(table, cells)
@@ -163,7 +170,7 @@ def _differences(first: str, cells: Mapping) -> dict[tuple[str, str], str]:
     for (row, column), cell in cells.items():
         base = cells.get((first, column))
         if base and row != first and (found := _interval(cell, base)):
-            texts[row, column] = f"{found.value:+.3f} ± {found.half_width:.3f}, {verdict(found)}"
+            texts[row, column] = told_difference(found)
     return texts
 
 
@@ -177,12 +184,10 @@ def _as_asked_grids(table: Mapping[str, Any], cells: Mapping) -> list[str]:
         runs, texts, differences = partial(_shares, aspect), {}, {}
         for (row, column), cell in cells.items():
             if own := _interval(cell, runs=runs):
-                texts[row, column] = f"{100 * own.value:.1f} ± {100 * own.half_width:.1f} %"
+                texts[row, column] = told(own, is_share=True)
             base = cells.get((first, column))
             if base and row != first and (found := _interval(cell, base, runs)):
-                words = verdict(replace(found, value=-found.value))
-                change, half = 100 * found.value, 100 * found.half_width
-                differences[row, column] = f"{change:+.1f} ± {half:.1f} %, {words}"
+                differences[row, column] = told_difference(found, is_share=True)
         if texts:
             grids.append(_grid(table, cells, f"{aspect} as asked", texts))
         if differences:

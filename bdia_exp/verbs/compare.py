@@ -1,7 +1,7 @@
 """`compare`: the scores of several runs, with intervals and paired differences from the first."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked
 from bdia_exp.report.cells import AS_ASKED
 from bdia_exp.report.markdown import markdown_table
-from bdia_exp.report.statistics import Interval, difference, interval, verdict
+from bdia_exp.report.statistics import Interval, difference, interval, told, told_difference
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
@@ -31,7 +31,7 @@ class Comparison(Asked):
 
 @dataclass(frozen=True)
 class Number:
-    """A score of all images, and the same without each block of them. Shares are in percent."""
+    """A score of all images, and the same without each block of them."""
 
     value: float
     without_block: list[float]
@@ -40,23 +40,14 @@ class Number:
     def text(self) -> str:
         """The number with its interval, if it has one."""
         if self.without_block:
-            return self._told(interval(self.value, self.without_block))
-        return f"{self.value:.1f} %" if self.is_share else f"{self.value:.3f}"
+            return told(interval(self.value, self.without_block), is_share=self.is_share)
+        return f"{100 * self.value:.1f} %" if self.is_share else f"{self.value:.3f}"
 
     def minus(self, other: "Number") -> Interval | None:
         """The paired difference; None if one of the two has no blocks."""
         if not self.without_block or len(self.without_block) != len(other.without_block):
             return None
         return difference(self.value, self.without_block, other.value, other.without_block)
-
-    def told(self, change: Interval) -> str:
-        """A difference of numbers of this kind, and what it shows. A larger share is better."""
-        judged = replace(change, value=-change.value) if self.is_share else change
-        return f"{self._told(change, '+')}, {verdict(judged)}"
-
-    def _told(self, found: Interval, sign: str = "") -> str:
-        digits, unit = (1, " %") if self.is_share else (3, "")
-        return f"{found.value:{sign}.{digits}f} ± {found.half_width:.{digits}f}{unit}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,8 @@ def compare(asked: Comparison) -> Record:
         for name in names:
             number = run.numbers[name]
             change = None if run is first else number.minus(first.numbers[name])
-            row += [number.text(), number.told(change) if change else "–"]
+            shown = told_difference(change, is_share=number.is_share) if change else "–"
+            row += [number.text(), shown]
             found[name] = asdict(number) | {"minus_first": change and asdict(change)}
         rows.append(row)
         about = {key: run.record.get(key) for key in ("identity", "commit", "nfe")}
@@ -149,9 +141,8 @@ def _numbers(score: Record) -> dict[str, Number]:
     found = {"FID": Number(float(score["fid"]), without("fid"))}
     for key in score:
         if key.endswith(AS_ASKED):
-            parts = [100 * part for part in without(key)]
             name = f"{key.removesuffix(AS_ASKED)} as asked"
-            found[name] = Number(100 * float(score[key]), parts, is_share=True)
+            found[name] = Number(float(score[key]), without(key), is_share=True)
     return found
 
 

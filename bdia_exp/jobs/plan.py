@@ -10,7 +10,7 @@ from bdia_exp.jobs.identity import files_of
 from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.references import NO_REFERENCE
 from bdia_exp.metrics import inception
-from bdia_exp.metrics.frechet import require_enough
+from bdia_exp.metrics.frechet import require_enough, sums_size
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.models.estimates import Cost, cost_of, in_bytes
 from bdia_exp.sources import checkpoints
@@ -74,7 +74,7 @@ def described(title: str, plan: list[Run], todo: set[int], costs: Costs, pace: P
         lines.append(f"  {state:12} {name:{width}} {cost}".rstrip())
     if flops := costs.flops(left):
         lines += _speed(*flops, pace)
-    return "\n".join(lines + _memory(left, costs) + _disk(left, costs))
+    return "\n".join(lines + _memory(left, costs) + _scoring(left) + _disk(left, costs))
 
 
 def _hours(flops: float, pace: Pace) -> str:
@@ -103,6 +103,15 @@ def _memory(runs: list[Run], costs: Costs) -> list[str]:
             line = f"  memory of {name}: {cost.memory(run.asked.batch)}"
             largest[name] = max(largest.get(name, (0, "")), (total, line))
     return [line for _, line in largest.values()]
+
+
+def _scoring(runs: list[Run]) -> list[str]:
+    """The memory of the score's sums, if its features are many."""
+    dim = max((run.asked.features.config.get("dim", 0) for run in runs), default=0)
+    size = sums_size(dim)
+    if size < 10 << 20:
+        return []
+    return [f"  memory of the score: {in_bytes(size)} in each process, sums of {dim:,} features"]
 
 
 def _disk(runs: list[Run], costs: Costs) -> list[str]:

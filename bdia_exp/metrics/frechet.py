@@ -43,6 +43,11 @@ BLOCKS = 20
 """Blocks of images, by their seeds modulo 20, for the interval of a FID (`report.statistics`)."""
 
 
+def sums_size(dim: int) -> int:
+    """Bytes of the sums of features for a FID with its interval (`sums.FeatureMoments`)."""
+    return 2 * BLOCKS * dim**2 * 8
+
+
 def frechet_distances(many: Iterable[Statistics], b: Statistics) -> list[float]:
     """`frechet_distance` of many sets from one, for their differences: not clipped at 0.
 

@@ -217,6 +217,7 @@ def test_the_dry_run_reckons_the_published_tables_without_their_files(
         assert f"0 of {runs} runs are there, {runs} to run" in out
         assert "GPU hours" in out
         assert "  memory of " in out
+        assert "  memory of the score: 1.3 GB in each process, sums of 2,048 features\n" in out
         assert "  disk: at most " in out
         assert "not here yet: fetch:" in out
     assert not list(tmp_path.iterdir())
@@ -244,7 +245,9 @@ def test_a_model_of_text_pays_for_decoding_and_guidance(tmp_path, capsys):
         asked = compose([word for word in words if not word.startswith("guidance=")])
         guidance = [float(w.split("=")[1]) for w in words if w.startswith("guidance=")]
         model = Choice("latent", asked.model.config, Latent)
-        return replace(asked, model=model, guidance=guidance[0] if guidance else asked.guidance)
+        return replace(
+            asked, model=model, prompt="a shoe", guidance=guidance[0] if guidance else None
+        )
 
     def told(**changes) -> tuple[str, list[str]]:
         settings = {"limit": None, "cells": "at 1", "repeats": 2, "dry_run": True, "batch": 1000}
@@ -275,6 +278,7 @@ def test_a_model_of_unknown_cost_does_not_stop_the_plan(tmp_path, capsys):
     assert "9 to run" in out
     assert "GPU hours: " not in out
     assert "memory of fashion_mini: weights 4 MB (parameters: U-Net 1.0 M)" in out
+    assert "memory of the score" not in out  # its features are few
     assert "not here yet: /not/here.safetensors" in out
 
 

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from bdia_exp import dist
 from bdia_exp.errors import UserError
 from bdia_exp.metrics import sums
+from bdia_exp.metrics.frechet import BLOCKS, sums_size
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.sums import FeatureMoments
 from bdia_exp.store import archives
@@ -57,6 +58,12 @@ def test_memory_does_not_grow():
         metric.update(batch)
         sizes.add(sum(state.numel() for state in metric.metric_state.values()))
     assert sizes == {1 + 7 + 49}
+
+
+def test_the_plan_knows_the_memory_of_the_sums():
+    metric = FeatureMoments(100, BLOCKS)
+    kept = {id(t): t.nbytes for t in (metric.outer, metric._defaults["outer"])}
+    assert sum(kept.values()) == sums_size(100)
 
 
 def test_an_unused_metric_with_large_sums_is_freed_for_the_next(monkeypatch):

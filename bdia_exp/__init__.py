@@ -22,7 +22,7 @@ _NAMES = {
     "samplers.guidance": "guided",
     "seeds": "Generators",
     "errors": "UserError",
-    "models": "Text",
+    "models": "Classes Text",
     "models.toy": "Gaussian GaussianMixture",
     "models.langevin": "cld",
 }

@@ -128,7 +128,7 @@ def ours(
     model: Any, method: Method, texts: Texts | None, seeds: Sequence[int], steps: int
 ) -> Tensor:
     grid = method.grid(steps, model.schedule)
-    job = Job(model, method.sampler, grid, None, texts, "cpu")
+    job = Job(model, method.sampler, grid, None, texts, "cpu", GUIDANCE)
     states = job.sample(seeds, lambda: None).states
     assert states is not None
     return model.decode(states)
@@ -205,7 +205,7 @@ def of_latents(given: Any, elsewhere: Callable[..., Any]) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         saved_pipeline(words, Path(folder))
         model = settings("sample", [*words, *given.how]).load(given.device)
-        texts = Texts(prompts.of_text(PROMPT), GUIDANCE)
+        texts = Texts(prompts.of_text(PROMPT))
         for name, method in METHODS.items():
             asked = Path(folder), name, seeds, given.steps, given.device
             other = partial(elsewhere, their_latents, *asked)

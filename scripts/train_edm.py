@@ -101,10 +101,11 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     local = cfg.batch // dist.world()
     recent, saved, began = [], time.time(), time.time()
     while seen < cfg.kimg * 1000:
-        # One generator per step and rank: a resumed run draws the same numbers as an unbroken one.
-        rng = torch.Generator(device).manual_seed(
-            (cfg.seed << 48) + (seen // cfg.batch) * dist.world() + dist.rank()
-        )
+        # A seed for each step and rank: a resumed run draws the same numbers as an unbroken one.
+        # The network's own dropout takes its numbers from the global generator.
+        step = (cfg.seed << 48) + (seen // cfg.batch) * dist.world() + dist.rank()
+        rng = torch.Generator(device).manual_seed(step)
+        torch.manual_seed(step)
         pick = torch.randint(len(images), (local,), generator=rng, device=device).cpu()
         x = images[pick].to(device).float() / 127.5 - 1
         onehot = torch.eye(net.label_dim, device=device)[labels[pick]] if net.label_dim else None
@@ -136,7 +137,8 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     seconds += time.time() - saved
     checkpoint()
     if dist.rank() == 0:
-        weights = {name: value.float().contiguous().cpu() for name, value in ema.items()}
+        dtype = getattr(torch, cfg.weights_dtype)
+        weights = {name: value.to(dtype).contiguous().cpu() for name, value in ema.items()}
         save_file(weights, out / "model.safetensors")
         record = {
             "network": OmegaConf.to_container(cfg.network),

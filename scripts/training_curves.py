@@ -15,7 +15,7 @@ from bdia_exp.console import say
 from bdia_exp.report.figures import new_figure, save_figure, style
 from bdia_exp.sources.checkpoints import BUNDLED
 
-MODELS = ("fashion_mini", "cifar10_mini", "mini_sd", "mini_controlnet")
+MODELS = ("fashion_mini", "fashion_guided", "cifar10_mini", "mini_sd", "mini_controlnet")
 
 
 def stages_of(model: str) -> dict[str, dict[str, Any]]:

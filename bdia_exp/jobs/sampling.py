@@ -19,7 +19,7 @@ from bdia_exp.jobs.coefficients import bare, bound
 from bdia_exp.jobs.identity import coefficients_for
 from bdia_exp.jobs.settings import Drawing, Sampling, Solving
 from bdia_exp.jobs.texts import Texts
-from bdia_exp.models import Condition, Model, require_class
+from bdia_exp.models import Condition, Model, of_classes, require_class, require_guidance
 from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.linear import Diffusion
@@ -75,6 +75,7 @@ class Job:
     label: int | None
     texts: Texts | None
     noise_device: str
+    guidance: float | None = None  # of texts or classes
 
     @classmethod
     def of(cls, asked: Drawing, device: str) -> "Job":
@@ -82,14 +83,17 @@ class Job:
         model = asked.load(device)
         if asked.class_ is not None:
             require_class(model, "class", asked.class_)
+        texts = Texts.of(model, asked)
+        require_guidance(model, asked.guidance)
         grid = levels_of(asked, model)
         return cls(
             model,
             sampler_on(asked, grid),
             grid,
             asked.class_,
-            Texts.of(model, asked),
+            texts,
             asked.noise_device,
+            asked.guidance,
         )
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -107,6 +111,13 @@ class Job:
         labels = rng.randint(self.model.num_classes)
         return z, labels if self.label is None else torch.full_like(labels, self.label)
 
+    def condition(self, seeds: Sequence[int], labels: Tensor | None) -> Condition:
+        """The condition of the images of these seeds, whose labels `draw` found."""
+        if not self.texts:
+            return of_classes(labels, self.guidance)
+        assert self.guidance is not None  # there is a text
+        return self.texts(seeds, self.guidance)
+
     def sample(self, seeds: Sequence[int], step: Callable[[], object]) -> "Batch":
         """The end states of these seeds, and the number of network evaluations per image.
 
@@ -115,8 +126,7 @@ class Job:
         """
         rng = Generators(seeds, self.noise_device)
         z, labels = self._draw(rng)
-        condition: Condition = self.texts(seeds) if self.texts else labels
-        denoiser = Counted(self.model.denoiser(condition))
+        denoiser = Counted(self.model.denoiser(self.condition(seeds, labels)))
         sampler: Callable[..., Iterator[Tensor]] = self.sampler
         takes = inspect.signature(sampler).parameters
         if "noise" in takes:

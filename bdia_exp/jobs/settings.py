@@ -48,7 +48,7 @@ class Solving(Asked):
     class_: int | None = None
     prompt: Phrase | None = None
     guidance: float | None = None
-    """None without a text; with one, None becomes `usual_guidance`."""
+    """With a text, None becomes `usual_guidance`. Without one, 1 becomes None: no guidance."""
     dtype: str = "auto"
     compile: str = "off"
     graphs: str = "off"
@@ -58,8 +58,10 @@ class Solving(Asked):
     usual_guidance: ClassVar[float]
 
     def __post_init__(self) -> None:
-        if self.guidance is None and self.has_text:
+        if self.has_text and self.guidance is None:
             object.__setattr__(self, "guidance", self.usual_guidance)
+        elif not self.has_text and self.guidance == 1:
+            object.__setattr__(self, "guidance", None)
         super().__post_init__()
 
     @property
@@ -95,7 +97,7 @@ class Solving(Asked):
     @property
     def unused(self) -> set[str]:
         """The fields that change no image, some because another field is not given."""
-        return {"graphs"} if self.has_text else {"graphs", "guidance"}
+        return {"graphs"}
 
 
 @dataclass(frozen=True, kw_only=True)

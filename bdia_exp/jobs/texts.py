@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.controls import Control
 from bdia_exp.jobs.settings import Drawing, Editing, Inverting, Solving
-from bdia_exp.models import Model, Text, require_guidance
+from bdia_exp.models import Model, Text
 from bdia_exp.sources import prompts
 from bdia_exp.sources.prompts import Prompts
 from bdia_exp.store.records import Record
@@ -14,21 +14,20 @@ from bdia_exp.store.records import Record
 
 @dataclass(frozen=True)
 class Texts:
-    """The condition of a text-to-image run: prompts, guidance, and the ControlNet's pictures."""
+    """The condition of a text-to-image run: prompts, and the ControlNet's pictures."""
 
     prompts: Prompts
-    guidance: float
     control: Control | None = None
 
     @classmethod
     def of(cls, model: Model, asked: Drawing) -> "Texts | None":
-        """The condition for a model; None if it takes no text.
+        """The texts for a model; None if it takes no text.
 
         Raises UserError if the model cannot use these settings.
         """
         text, source = asked.prompt, asked.prompts
         if not model.takes_text:
-            require_no_text(asked, "prompt", "prompts", "control", "guidance")
+            require_no_text(asked, "prompt", "prompts", "control")
             return None
         if text is not None:
             chosen = prompts.of_text(text)
@@ -42,28 +41,30 @@ class Texts:
             raise UserError(
                 "a ControlNet and its image go together: give control= with condition=controlnet"
             )
-        assert asked.guidance is not None  # there is a text
-        require_guidance(asked.guidance)
         control = None if asked.control is None else Control.of(asked.control, model.image_shape)
         if control and text is None and asked.prompts_seed is not None:
             control.require_one()
-        return cls(chosen, asked.guidance, control)
+        return cls(chosen, control)
 
-    def __call__(self, seeds: Sequence[int]) -> Text:
+    def __call__(self, seeds: Sequence[int], guidance: float = 1.0) -> Text:
         """The condition of the images of these seeds."""
         control = self.control(seeds) if self.control else None
-        return Text([self.prompts(seed) for seed in seeds], self.guidance, control)
+        return Text([self.prompts(seed) for seed in seeds], guidance, control)
 
     @property
     def provenance(self) -> Record:
-        """What a record keeps of the condition."""
-        rows = 1 if self.guidance == 1 else 2
+        """What a record keeps of the texts and pictures."""
         return {
             "prompts": dict(self.prompts.provenance),
-            "guidance": self.guidance,
             "control_pixels": self.control.sha256 if self.control else None,
-            "rows_per_evaluation": rows,
         }
+
+
+def guidance_of(asked: Solving) -> Record:
+    """What a record keeps of a guidance: its scale, and the rows of an image in an evaluation."""
+    if asked.guidance is None:
+        return {}
+    return {"guidance": asked.guidance, "rows_per_evaluation": 1 if asked.guidance == 1 else 2}
 
 
 def require_no_text(asked: Solving, *keys: str) -> None:
@@ -82,7 +83,7 @@ def texts_of(
     """
     to, pairs = (asked.to, asked.pairs) if isinstance(asked, Editing) else (None, None)
     if not about.takes_text:
-        require_no_text(asked, "prompt", "pairs", "guidance")
+        require_no_text(asked, "prompt", "pairs")
         if to is not None and not isinstance(to, int):
             raise UserError(f"to={to}: this model takes no text; give the number of a class")
         return None, to
@@ -90,8 +91,6 @@ def texts_of(
         raise UserError(
             'give prompt="…" for what the images show; prompt="" inverts without a prompt'
         )
-    assert asked.guidance is not None  # there is a prompt
-    require_guidance(asked.guidance)
     if pairs is not None:
         return _of_each(pairs, count, "prompt"), _of_each(pairs, count, "to")
     target = None if to is None else prompts.of_text(str(to))

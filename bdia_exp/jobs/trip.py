@@ -22,9 +22,9 @@ from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
-from bdia_exp.jobs.texts import texts_of
+from bdia_exp.jobs.texts import guidance_of, texts_of
 from bdia_exp.jobs.trip_states import STATES_FILE, load_states
-from bdia_exp.models import Condition, Model, Text, require_class
+from bdia_exp.models import Condition, Model, Text, of_classes, require_class, require_guidance
 from bdia_exp.report import figures
 from bdia_exp.samplers import inversion
 from bdia_exp.samplers.core import Counted, Grid
@@ -89,6 +89,7 @@ class Trip:
         for note in found.remarks(found.transparent):
             say(f"note: {found.path}: {note}")
         own, target = texts_of(asked, about, len(found))
+        require_guidance(about, asked.guidance)
         labels = None if found.labels is None else torch.tensor(found.labels)[: len(rows)]
         labels = _labels(asked, about, labels, len(rows))
 
@@ -161,8 +162,8 @@ class Trip:
             "source": str(self.source),
             "device": dist.device_name(self.device),
         }
+        record |= guidance_of(self.asked)
         if self.model.takes_text:
-            record["rows_per_evaluation"] = 1 if self.asked.guidance == 1 else 2
             rows = slice(0, len(self.images))
             read = [self.condition(rows), self.condition(rows, self.target)]
             texts = [text for one in read if isinstance(one, Text) for text in one.prompts]
@@ -188,12 +189,13 @@ class Trip:
     def condition(self, rows: slice, to: int | Prompts | None = None) -> Condition:
         """The condition of some of the images: their own class or prompt, or `to`."""
         places = range(len(self.images))[rows]
+        guidance = self.asked.guidance
         if isinstance(to, int):
-            return torch.full((len(places),), to)
+            return of_classes(torch.full((len(places),), to), guidance)
         if texts := to or self.texts:
-            assert self.asked.guidance is not None  # there is a prompt
-            return Text([texts(place) for place in places], self.asked.guidance)
-        return None if self.labels is None else self.labels[rows]
+            assert guidance is not None  # there is a prompt
+            return Text([texts(place) for place in places], guidance)
+        return of_classes(None if self.labels is None else self.labels[rows], guidance)
 
     def _walk(
         self, name: str, way: Callable, starts: Sequence[Kept], to: int | Prompts | None = None

@@ -25,8 +25,23 @@ class Text:
     """uint8 pixels [1 or B, 3, H, W]: the ControlNet's input, such as edges or depth."""
 
 
-Condition = Tensor | Text | None
-"""Class labels, int64 [B]; or texts; or nothing."""
+@dataclass(frozen=True)
+class Classes:
+    """The class labels of a batch with guidance, for a model trained with and without classes."""
+
+    labels: Tensor
+    """int64 [B]."""
+    guidance: float
+    """Scale of classifier-free guidance; 1 is no guidance."""
+
+
+Condition = Tensor | Classes | Text | None
+"""Class labels, int64 [B], perhaps with guidance; or texts; or nothing."""
+
+
+def of_classes(labels: Tensor | None, guidance: float | None) -> Condition:
+    """The condition of class labels, int64 [B], or of none; None is no guidance."""
+    return labels if labels is None or guidance is None else Classes(labels, guidance)
 
 
 class Model(Protocol):
@@ -40,6 +55,8 @@ class Model(Protocol):
     """0 for a model without classes."""
     takes_text: bool
     """Whether its condition is a `Text`."""
+    takes_guidance: bool
+    """Whether its condition can have a guidance."""
     networks: Mapping[str, nn.Module]
     """All its networks, by name."""
     device: torch.device
@@ -73,7 +90,7 @@ class OfPixels:
 
     shape: tuple[int, ...]
     device: torch.device
-    takes_text = False
+    takes_text = takes_guidance = False
 
     def start(self, rng: Generators, level: Level) -> Tensor:
         return starting_noise(rng, self.shape, level).to(self.device)
@@ -114,10 +131,18 @@ def require_class(model: Model, key: str, label: int) -> None:
         )
 
 
-def require_guidance(guidance: float) -> None:
-    """Raises UserError unless it is finite and at least 0."""
+def require_guidance(model: Model, guidance: float | None) -> None:
+    """Raises UserError unless it is None or 1, or the model takes it: finite, and at least 0."""
+    if guidance in (None, 1):
+        return
     if not (math.isfinite(guidance) and guidance >= 0):
         raise UserError(f"guidance={guidance:g} must be 0 or more; 1 is no guidance")
+    if not model.takes_guidance:
+        raise UserError(
+            f"guidance={guidance:g}: guidance needs a model of texts, or one that was trained with "
+            "and without its classes, such as model=fashion_guided with diffusion=own; leave "
+            "guidance= out"
+        )
 
 
 def starting_noise(rng: Generators, shape: tuple[int, ...], level: Level) -> Tensor:

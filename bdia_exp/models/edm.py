@@ -9,10 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from bdia_exp.errors import UserError, brief
-from bdia_exp.models import Condition, OfPixels, descriptions, parameter_count
+from bdia_exp.models import (
+    Classes,
+    Condition,
+    OfPixels,
+    descriptions,
+    parameter_count,
+    require_guidance,
+)
 from bdia_exp.models.running import Running, number
 from bdia_exp.models.unets import DhariwalUNet, SongUNet
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
+from bdia_exp.samplers.guidance import guided
 from bdia_exp.samplers.schedules import DiscreteVP, linear_vp
 from bdia_exp.sources import checkpoints
 
@@ -117,16 +125,28 @@ class EDM(OfPixels):
         self.net, self.provenance = net, provenance
         self._call = (running or Running()).caller(net)
         self.schedule = DiscreteVP(schedule.abar, supported=(net.sigma_min, net.sigma_max))
-        self.networks = {"U-Net": net}
+        self.networks: Mapping[str, nn.Module] = {"U-Net": net}
         self.shape = (net.img_channels, net.img_resolution, net.img_resolution)
         self.image_shape = self.shape
         self.num_classes = net.label_dim
+        self.takes_guidance = bool(net.label_dim and net.model.label_dropout)
         self.device = next(net.parameters()).device
 
     def denoiser(self, condition: Condition) -> Denoiser:
-        onehot = None
-        if isinstance(condition, Tensor):
-            onehot = one_hot(condition.to(self.device), self.num_classes).float()
+        """One evaluation is one call of the network, with two rows per image if there is guidance.
+
+        Guidance of the denoised image is guidance of ε, which is a linear function of it. Raises
+        UserError for guidance of a network that was not trained for it.
+        """
+        guidance, labels = 1.0, condition
+        if isinstance(condition, Classes):
+            require_guidance(self, condition.guidance)
+            guidance, labels = condition.guidance, condition.labels
+        classes: list[Tensor] = []
+        if isinstance(labels, Tensor):
+            onehot = one_hot(labels.to(self.device), self.num_classes).float()
+            rows = [onehot] if guidance == 1 else [torch.zeros_like(onehot), onehot]
+            classes = [torch.stack(rows, 1)]
 
         def denoise(z: Tensor, level: Level) -> Estimate:
             if level.is_noise:
@@ -135,7 +155,11 @@ class EDM(OfPixels):
                 )
             sigma = level.rho or max(SIGMA_AT_CLEAN, self.net.sigma_min)
             z_ve = z / level.alpha
-            x = self._call(z_ve, number(sigma, self.device), onehot).to(z.dtype)
+
+            def network(x: Tensor, *classes: Tensor) -> Tensor:
+                return self._call(x, number(sigma, self.device), *classes).to(z.dtype)
+
+            x = guided(network, z_ve, guidance, *classes)
             return Estimate(level, z, (z_ve - x) / sigma)
 
         return denoise

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from bdia_exp.batching import ROWS
 from bdia_exp.errors import UserError
-from bdia_exp.models import Condition, Model, Text, parameter_count
+from bdia_exp.models import Condition, Model, Text, of_classes, parameter_count
 from bdia_exp.samplers.core import Level
 
 
@@ -156,9 +156,9 @@ def cost_of(
 ) -> Cost | None:
     """The cost of a model on batches of `batch` images; `model` is its constructor.
 
-    `guidance` is for text-to-image models only: every value except 1, also None, adds the estimate
-    of the empty prompt. Returns None if the network cannot be built because its checkpoint is
-    missing, or cannot be run without weights.
+    A guidance other than 1 adds the estimate without the condition; None does so for models of
+    texts. Returns None if the network cannot be built because its checkpoint is missing, or cannot
+    be run without weights.
     """
     try:
         return _cost(model(device="meta", dtype=dtype), batch, guidance)
@@ -168,12 +168,7 @@ def cost_of(
 
 def _cost(model: Model, batch: int, guidance: float | None) -> Cost:
     def evaluation(rows: int) -> Work:
-        control = None
-        if "ControlNet" in model.networks:
-            control = torch.empty(1, *model.image_shape, device="meta")
-        scale = 2.0 if guidance is None else guidance
-        texts: Condition = Text([""] * rows, scale, control) if model.takes_text else None
-        denoiser, z = model.denoiser(texts), _states(model, rows)
+        denoiser, z = model.denoiser(_condition(model, rows, guidance)), _states(model, rows)
         return measure(lambda: denoiser(z, Level(1.0, 1.0, 1.0)))
 
     whole = evaluation(batch)
@@ -187,6 +182,18 @@ def _cost(model: Model, batch: int, guidance: float | None) -> Cost:
         decoding=measure(lambda: model.decode(state)),
         image_size=model.decode(state).numel(),
     )
+
+
+def _condition(model: Model, rows: int, guidance: float | None) -> Condition:
+    """The condition of a batch, without content."""
+    if model.takes_text:
+        control = None
+        if "ControlNet" in model.networks:
+            control = torch.empty(1, *model.image_shape, device="meta")
+        return Text([""] * rows, 2.0 if guidance is None else guidance, control)
+    if not model.takes_guidance:
+        return None
+    return of_classes(torch.zeros(rows, dtype=torch.int64, device="meta"), guidance)
 
 
 def _states(model: Model, count: int) -> Tensor:

@@ -24,7 +24,7 @@ MOST_SIGMA = 80.0
 class Langevin:
     """A model of images as a `Model` of pairs (x, v): states are [B, 2, C, H, W]."""
 
-    takes_text = False
+    takes_text = takes_guidance = False
 
     def __init__(self, own: Model, diffusion: CLD):
         self.own, self.schedule = own, diffusion

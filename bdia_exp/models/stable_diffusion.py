@@ -41,7 +41,7 @@ class StableDiffusion:
     """
 
     num_classes = 0
-    takes_text = True
+    takes_text = takes_guidance = True
 
     def __init__(
         self,

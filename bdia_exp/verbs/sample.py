@@ -16,6 +16,7 @@ from bdia_exp.jobs.references import reference_sha256, require_statistics, same_
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, scorer_of
 from bdia_exp.jobs.settings import Sampling
+from bdia_exp.jobs.texts import guidance_of
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
 from bdia_exp.report import scores
@@ -170,6 +171,7 @@ def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record
         "processes": dist.world(),
         "device": dist.device_name(device),
         **(job.texts.provenance if job.texts else {}),
+        **guidance_of(asked),
     }
 
 

@@ -13,7 +13,7 @@ DECODING = 2 * 3 * 3 * 64 * 64
 class OneConvolution:
     """A model whose operations can be counted by hand."""
 
-    shape, num_classes, takes_text = (3, 8, 8), 0, False
+    shape, num_classes, takes_text, takes_guidance = (3, 8, 8), 0, False, False
 
     def __init__(self, device: str, dtype: str):
         net = nn.Conv2d(3, 5, 3, padding=1, device=device).requires_grad_(False)
@@ -30,7 +30,7 @@ class OneConvolution:
 class Latent(OneConvolution):
     """And one of text to image: guidance evaluates twice, a second network decodes."""
 
-    takes_text = True
+    takes_text = takes_guidance = True
 
     def __init__(self, device: str, dtype: str):
         super().__init__(device, dtype)

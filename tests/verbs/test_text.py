@@ -98,7 +98,7 @@ def test_guidance_matters_and_a_changed_caption_file_is_noticed(tmp_path):
         (("model=fashion_mini", "prompts=x.csv"), "prompts=: this model takes no text"),
         (
             ("model=fashion_mini", "prompts=null", "guidance=7"),
-            "guidance=: this model takes no text; leave guidance= out",
+            "guidance=7: guidance needs a model of texts, or one that was trained with and without",
         ),
         (("model=fashion_mini", "condition=controlnet", "control=x.png"), "model.c"),
         (("model.checkpoint=random:seven",), "give a seed, such as random:0"),
@@ -234,8 +234,8 @@ def test_another_prompt_is_another_experiment(picture, tmp_path):
     with pytest.raises(UserError, match='give prompt="…" for what the images show'):
         do("edit", str(picture), *TINY, "to=a dog")
     for verb, more in (("edit", ["to=2"]), ("roundtrip", []), ("invert", [])):
-        with pytest.raises(UserError, match="guidance=: this model takes no text; leave guid"):
-            do(verb, str(picture), "class=1", "guidance=1", *more)
+        with pytest.raises(UserError, match="guidance=2: guidance needs a model of texts, or one"):
+            do(verb, str(picture), "class=1", "guidance=2", *more)
     with pytest.raises(UserError, match="to=a dog: this model takes no text"):
         do("edit", str(picture), "class=1", "to=a dog")
 

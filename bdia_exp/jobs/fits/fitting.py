@@ -18,6 +18,7 @@ from bdia_exp.jobs.sampling import Job, levels_of
 from bdia_exp.jobs.settings import Comparing, Drawing, Solving
 from bdia_exp.jobs.texts import Texts
 from bdia_exp.metrics.score import Score
+from bdia_exp.models import require_guidance
 from bdia_exp.samplers.fitted import Fit, Step, Watch
 from bdia_exp.samplers.targets import fine_levels
 from bdia_exp.samplers.weights import Rows
@@ -126,8 +127,9 @@ def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record
     model = asked.load(device)
     grid = levels_of(asked, model)
     texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
+    require_guidance(model, asked.guidance)
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"
-    job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise)
+    job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise, asked.guidance)
     fine_levels(grid, model.schedule, options.fine)  # raises UserError before anything is said
     judge = None
     if options.target == "features":

@@ -37,8 +37,7 @@ class Batch:
         size = max(size, batching.ROWS)  # smaller batches are padded to this
         rows = [slice(start, start + size) for start in range(0, len(seeds), size)]
         conditions = (
-            job.texts(seeds[part]) if job.texts else None if labels is None else labels[part]
-            for part in rows
+            job.condition(seeds[part], None if labels is None else labels[part]) for part in rows
         )
         return cls(z, [job.model.denoiser(condition) for condition in conditions], size)
 
@@ -91,8 +90,9 @@ class Side:
 
     def _solved(self, solve: Callable[[Denoiser, Tensor, Grid], Solved]) -> Solved:
         """What `solve` finds for these noises. The two newest are kept for other samplers."""
-        texts = self.job.texts.provenance if self.job.texts else None
-        about = [self.job.label, texts, list(self.seeds), self.levels, self.z.sum()]
+        job = self.job
+        condition = [job.label, job.texts and job.texts.provenance, job.guidance]
+        about = [condition, list(self.seeds), self.levels, self.z.sum()]
         key = records.digest({solve.__qualname__: about})
         solved = SOLVED.setdefault(self.job.model, {})
         if key in solved:

@@ -272,7 +272,7 @@ MISTAKES = {
     "sweep gammas=2": "gammas=2 must be 0 to 1",
     "sweep samplers=edict": "edict has no γ (no key sampler.gamma): leave it out",
     "sweep nfes=0": "nfes=0 must be whole numbers",
-    "sweep models=fashion": "did you mean 'fashion_mini'?",
+    "sweep models=fashion_min": "did you mean 'fashion_mini'?",
     "sweep images=0": "images=0 must be 1 or more",
 }
 

@@ -12,17 +12,9 @@ from bdia_exp.models import Classes, of_classes, require_guidance
 from bdia_exp.models.edm import EDMPrecond, load
 from bdia_exp.models.langevin import cld
 from bdia_exp.samplers.schedules import edm
+from tests.sources.pickled import SONG
 
-NETWORK = dict(
-    img_resolution=8,
-    img_channels=1,
-    label_dim=3,
-    model_type="SongUNet",
-    model_channels=16,
-    channel_mult=[1],
-    num_blocks=1,
-    attn_resolutions=[8],
-)
+NETWORK = dict(SONG, model_channels=16, channel_mult=[1], attn_resolutions=[8], augment_dim=0)
 LABELS = torch.tensor([2, 0])
 GUIDES = {"label_dropout": 0.1}
 

@@ -94,7 +94,7 @@ class Side:
         condition = [job.label, job.texts and job.texts.provenance, job.guidance]
         about = [condition, list(self.seeds), self.levels, self.z.sum()]
         key = records.digest({solve.__qualname__: about})
-        solved = SOLVED.setdefault(self.job.model, {})
+        solved = SOLVED.setdefault(job.model, {})
         if key in solved:
             self.network.nfe += len(self.levels) - 1
         else:

@@ -23,7 +23,7 @@ COMMITTED = [  # a folder, how many of its cells are there, and the command that
     ("gddim-cifar10_mini", 13, "reproduce", "experiment=gddim-cifar10_mini"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=2000"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='cifar10_mini:'", "limit=2200"),
-    ("iia", 20, "reproduce", "experiment=iia", "cells=cifar10_mini_ddim", "limit=2200"),
+    ("iia", 30, "reproduce", "experiment=iia", "cells=cifar10_mini_ddim", "limit=2200"),
     ("iia", 30, "reproduce", "experiment=iia", "cells=fashion_ddim", "limit=300"),
     ("race", 105, "reproduce", "experiment=race", "limit=300"),
     ("table1-mini", 24, "reproduce", "experiment=table1-mini"),

@@ -57,7 +57,7 @@ class FeatureMoments(Metric):
         f = features.detach().to(self.outer)
         block = torch.tensor([key % self.blocks for key in keys or [0] * len(f)])
         for b in block.unique().tolist():
-            of_block = f[(block == b).to(f.device)]
+            of_block = f[(block == b).nonzero().flatten().to(f.device)]
             self.count[b] += len(of_block)
             self.total[b] += of_block.sum(0)
             self.outer[b] += of_block.T @ of_block

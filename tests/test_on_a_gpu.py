@@ -1,0 +1,82 @@
+"""On a GPU no operation mixes devices, and sampling does not wait. The GPU is a pretended one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from bdia_exp.cli.configs import call, composed, settings
+from bdia_exp.cli.files import options
+from bdia_exp.jobs.sampling import Job
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.linear import CLD
+from bdia_exp.samplers.schedules import linear_vp
+from tests.pretended import gpu
+
+__all__ = ["gpu"]
+
+SHOWN = "images=shown.png class=1 nfe=4"
+EDITED = "images=bundled:fashion_edits.zip pairs=bundled:fashion_edits_colour.csv limit=2"
+COMMANDS = [
+    "sample sampler=edm nfe=5 images=70 score=true save=shards",
+    "sample model=fashion_guided guidance=2 nfe=5 images=2",
+    "sample model=toy nfe=5 images=2",
+    "sample model=fashion_mini dtype=bfloat16 tf32=true nfe=5 images=2",
+    "fit sampler=bdia_ddim grid=karras nfe=4 fit.images=4 fit.fine=8",
+    "fit sampler=iia_edm grid=karras nfe=3 fit.images=4 fit.fine=8 fit.target=local",
+    *(f"roundtrip {SHOWN} sampler={name}" for name in ("edict", "cbdia", "rex", "ddim")),
+    f"roundtrip {SHOWN} sampler.gamma=0.9 state=fixed",
+    f"roundtrip {SHOWN} diffusion=cld",
+    f"invert {SHOWN}",
+    f"edit {SHOWN} to=3 strength=0.8 classify=true",
+]
+OF_TEXTS = [
+    "sample model=tiny-sd sampler=dpmpp_2m grid=time_uniform prompt=x guidance=3 nfe=3 images=2",
+    "sample model=tiny-sd sampler=rex grid=leading prompt=x dtype=bfloat16 nfe=4 images=2",
+    "sample model=mini_sd condition=mini_controlnet control=auto:canny:shown.png prompt=x nfe=3"
+    " images=2",
+    f"edit {EDITED} model=mini_sd guidance=3 nfe=5 strength=0.8",
+]
+
+
+@pytest.mark.quick
+def test_an_operation_on_two_devices_is_refused(gpu):
+    there, here = torch.ones(2, device="cuda"), torch.ones(2)
+    assert (there + there).device == torch.device("cuda:0")
+    assert (there * 2).cpu().tolist() == [1, 1]
+    assert gpu.reads == 1
+    with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+        there + here
+
+
+@pytest.mark.parametrize("name", options("sampler"))
+def test_a_sampler_keeps_to_the_gpu_and_does_not_wait(gpu, name):
+    words = [f"sampler={name}"]
+    of_pairs = composed("sample", words)[1]["grid"] == "quadratic_time"
+    words += ["diffusion=cld"] * of_pairs + ["sampler.rtol=1e9"] * (name == "cld_rk45")
+    asked = settings("sample", words)
+    if asked.sampler.config.get("coefficients"):
+        asked = settings("sample", [*words, "sampler.coefficients=null"])
+    grid = asked.grid.make(3, CLD() if of_pairs else linear_vp())
+    job = Job.of(replace(asked, nfe=evaluations(asked.sampler.make, grid)), "cuda")
+    gpu.reads = 0
+    made = job.sample([0, 1], lambda: None)
+    assert gpu.reads == 1 or name == "cld_rk45"  # whether all is finite
+    assert job.model.decode(made.states).device.type == "cuda"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_keeps_to_the_gpu(gpu, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (32, 32), 128).save("shown.png")
+    verb, *words = command.split()
+    record = call(verb, [*words, "device=cuda", "out=out"])
+    assert record["device"] == "a pretended GPU"
+    assert gpu.copies
+    assert gpu.reads
+
+
+@pytest.mark.parametrize("command", OF_TEXTS)
+def test_a_command_of_texts_keeps_to_the_gpu(gpu, stable_diffusion, command, tmp_path, monkeypatch):
+    test_a_command_keeps_to_the_gpu(gpu, command, tmp_path, monkeypatch)

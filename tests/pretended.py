@@ -4,8 +4,9 @@ Its tensors have a shape, a dtype and the device "cuda:0", but no numbers (PyTor
 operation on tensors of two devices is refused there, as on a real GPU.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -84,15 +85,15 @@ class _AtOnce(nullcontext):
         return done
 
 
-@pytest.fixture
-def gpu(monkeypatch):
+@contextmanager
+def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[PretendedGPU]:
     """Every command can be run with device=cuda."""
     inference = torch.inference_mode  # its tensors cannot become pretended ones
-    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: inference(False))
-    monkeypatch.setattr(nn.Module, "to", _moved)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(dist, "device", lambda name: "cuda:0")
-    monkeypatch.setattr(dist, "device_name", lambda device: "a pretended GPU")
-    monkeypatch.setattr(sampling, "ThreadPoolExecutor", lambda *args: _AtOnce(_AtOnce()))
+    patch.setattr(torch, "inference_mode", lambda mode=True: inference(False))
+    patch.setattr(nn.Module, "to", _moved)
+    patch.setattr(torch.cuda, "set_device", lambda device: None)
+    patch.setattr(dist, "device", lambda name: "cuda:0")
+    patch.setattr(dist, "device_name", lambda device: "a pretended GPU")
+    patch.setattr(sampling, "ThreadPoolExecutor", lambda *args: _AtOnce(_AtOnce()))
     with torch.no_grad(), PretendedGPU() as gpu:
         yield gpu

@@ -6,15 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
+from bdia_exp import Generators, multistep, quad
 from bdia_exp.cli.configs import call, composed, settings
 from bdia_exp.cli.files import options
 from bdia_exp.jobs.sampling import Job
+from bdia_exp.models.ddpm import DDPM, DDPMUNet
+from bdia_exp.models.running import Running
 from bdia_exp.samplers.cost import evaluations
 from bdia_exp.samplers.linear import CLD
 from bdia_exp.samplers.schedules import linear_vp
-from tests.pretended import gpu
-
-__all__ = ["gpu"]
+from tests.models.tiny_ddpm import TINY
+from tests.pretended import pretended_gpu
 
 SHOWN = "images=shown.png class=1 nfe=4"
 EDITED = "images=bundled:fashion_edits.zip pairs=bundled:fashion_edits_colour.csv limit=2"
@@ -38,6 +40,12 @@ OF_TEXTS = [
     " images=2",
     f"edit {EDITED} model=mini_sd guidance=3 nfe=5 strength=0.8",
 ]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with pretended_gpu(monkeypatch) as gpu:
+        yield gpu
 
 
 @pytest.mark.quick
@@ -64,6 +72,15 @@ def test_a_sampler_keeps_to_the_gpu_and_does_not_wait(gpu, name):
     made = job.sample([0, 1], lambda: None)
     assert gpu.reads == 1 or name == "cld_rk45"  # whether all is finite
     assert job.model.decode(made.states).device.type == "cuda"
+
+
+def test_a_network_of_pndm_keeps_to_the_gpu(gpu):
+    running = Running("cuda:0")
+    model = DDPM(running.ready(DDPMUNet(**TINY)), linear_vp(), {}, running)
+    grid = quad(3, model.schedule)
+    z = model.start(Generators([0, 1]), grid[0])
+    *_, x = multistep(model.denoiser(None), z, grid, gamma=0.5)
+    assert model.decode(x).device.type == "cuda"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,7 +24,7 @@ COMMITTED = [  # a folder, how many of its cells are there, and the command that
     ("iia", 18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=5000"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='cifar10_mini:'", "limit=2200"),
     ("iia", 30, "reproduce", "experiment=iia", "cells=cifar10_mini_ddim", "limit=2200"),
-    ("iia", 6, "reproduce", "experiment=iia", "cells=fashion_ddim", "limit=5000"),
+    ("iia", 12, "reproduce", "experiment=iia", "cells=fashion_ddim", "limit=5000"),
     ("iia-300", 30, "reproduce", "experiment=iia", "cells=fashion_ddim", "limit=300"),
     ("race", 105, "reproduce", "experiment=race", "limit=300"),
     ("table1-mini", 24, "reproduce", "experiment=table1-mini"),

@@ -1,22 +1,19 @@
 """On a GPU no operation mixes devices, and sampling does not wait. The GPU is a pretended one."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from PIL import Image
 
 from bdia_exp import Generators, multistep, quad
-from bdia_exp.cli.configs import call, composed, settings
+from bdia_exp.cli.configs import call
 from bdia_exp.cli.files import options
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.models.ddpm import DDPM, DDPMUNet
 from bdia_exp.models.running import Running
-from bdia_exp.samplers.cost import evaluations
-from bdia_exp.samplers.linear import CLD
 from bdia_exp.samplers.schedules import linear_vp
+from tests.asking import OF_DIFFUSIONS, with_sampler
 from tests.models.tiny_ddpm import TINY
-from tests.pretended import pretended_gpu
+from tests.pretended_gpu import pretended_gpu
 
 SHOWN = "images=shown.png class=1 nfe=4"
 EDITED = "images=bundled:fashion_edits.zip pairs=bundled:fashion_edits_colour.csv limit=2"
@@ -48,6 +45,13 @@ def gpu(monkeypatch):
         yield gpu
 
 
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """An image in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (32, 32), 128).save("shown.png")
+
+
 @pytest.mark.quick
 def test_an_operation_on_two_devices_is_refused(gpu):
     there, here = torch.ones(2, device="cuda"), torch.ones(2)
@@ -60,14 +64,8 @@ def test_an_operation_on_two_devices_is_refused(gpu):
 
 @pytest.mark.parametrize("name", options("sampler"))
 def test_a_sampler_keeps_to_the_gpu_and_does_not_wait(gpu, name):
-    words = [f"sampler={name}"]
-    of_pairs = composed("sample", words)[1]["grid"] == "quadratic_time"
-    words += ["diffusion=cld"] * of_pairs + ["sampler.rtol=1e9"] * (name == "cld_rk45")
-    asked = settings("sample", words)
-    if asked.sampler.config.get("coefficients"):
-        asked = settings("sample", [*words, "sampler.coefficients=null"])
-    grid = asked.grid.make(3, CLD() if of_pairs else linear_vp())
-    job = Job.of(replace(asked, nfe=evaluations(asked.sampler.make, grid)), "cuda")
+    asked = with_sampler(name, 3, *["diffusion=cld"] * (name in OF_DIFFUSIONS))
+    job = Job.of(asked, "cuda")
     gpu.reads = 0
     made = job.sample([0, 1], lambda: None)
     assert gpu.reads == 1 or name == "cld_rk45"  # whether all is finite
@@ -84,16 +82,18 @@ def test_a_network_of_pndm_keeps_to_the_gpu(gpu):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_keeps_to_the_gpu(gpu, command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Image.new("L", (32, 32), 128).save("shown.png")
+def test_a_command_keeps_to_the_gpu(gpu, command, shown):
+    keeps_to(gpu, command)
+
+
+@pytest.mark.parametrize("command", OF_TEXTS)
+def test_a_command_of_texts_keeps_to_the_gpu(gpu, stable_diffusion, command, shown):
+    keeps_to(gpu, command)
+
+
+def keeps_to(gpu, command):
     verb, *words = command.split()
     record = call(verb, [*words, "device=cuda", "out=out"])
     assert record["device"] == "a pretended GPU"
     assert gpu.copies
     assert gpu.reads
-
-
-@pytest.mark.parametrize("command", OF_TEXTS)
-def test_a_command_of_texts_keeps_to_the_gpu(gpu, stable_diffusion, command, tmp_path, monkeypatch):
-    test_a_command_keeps_to_the_gpu(gpu, command, tmp_path, monkeypatch)

@@ -195,7 +195,7 @@ def _with_contrast(basis: Tensor, best: Tensor, base: Tensor, goal: Tensor) -> T
 
     low, high = -0.9 / float(torch.linalg.eigvalsh(m)[-1].clamp(min=1e-12)), 1e3
     if excess(low) < 0 or excess(high) > 0:
-        return best  # no multiple of the columns gives this contrast
+        return best  # no coefficients near the best ones give this contrast
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)

@@ -87,8 +87,8 @@ def uniform(steps: int, schedule: DiscreteVP, *, pairing: str = "ddim") -> Grid:
 def quad(steps: int, schedule: DiscreteVP, *, fraction: float = 0.8, pairing: str = "ddim") -> Grid:
     """Times ⌊τ_i²⌋ with τ evenly spaced on [0, √(fraction · T)] [DDIM D.3 "quadratic"].
 
-    Small times may occur twice, as in the official code: the step between them is the identity and
-    still costs an evaluation.
+    Small times may occur twice, as in the official code: DDIM's step between them is the identity
+    and still costs an evaluation.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"grid.fraction={fraction} must be more than 0 and at most 1")

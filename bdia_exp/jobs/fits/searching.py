@@ -76,8 +76,8 @@ def searched(
 ) -> tuple[Rows, Record]:
     """The coefficients with the smallest FID, and what the search did.
 
-    It starts from the fit `found`. Its noises have the seeds from `first`; as many further ones are
-    held out.
+    It starts from the better of no coefficients and the fit `found`. Its noises have the seeds from
+    `first`; as many further ones are held out.
     """
     count = options.judged or PER_DIMENSION * judge.extractor.dim
     seeds, others = range(first, first + count), range(first + count, first + 2 * count)
@@ -106,7 +106,8 @@ def search(
     bounds: Bounds,
     trials: int | None,
 ) -> list[tuple[float, Rows]]:
-    """The coefficients that were tried, each with its distance: zeros, `fitted`, then CMA-ES's.
+    """The coefficients that were tried, each with its distance: those nearest
+    to 0 within `bounds`, `fitted`, then CMA-ES's.
 
     CMA-ES starts at the better of the first two. `reaches` has the size of a change of each
     coefficient. `bounds` are kept by every try. Raises UserError for one coefficient only.

@@ -74,7 +74,7 @@ class Coefficients:
                     raise ValueError("a coefficient is not a finite number")
             if not isinstance(made_for, dict) or not isinstance(made_for.get("levels", []), list):
                 raise ValueError("its key for is not as it should be")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{path} holds no coefficients ({brief(error)}): give a file that `bdia-exp fit` "
                 "wrote"
@@ -86,7 +86,8 @@ class Coefficients:
 
         Levels may be the last ones of those that were fitted.
         """
-        differs = [key for key in now if key != "levels" and self.made_for.get(key) != now[key]]
+        keys = [key for key in {**now, **self.made_for} if key != "levels"]
+        differs = [key for key in keys if self.made_for.get(key) != now.get(key)]
         fitted = self.made_for.get("levels") or []
         if not _same_levels(fitted[-len(now["levels"]) :], now["levels"]):
             differs.append("levels")
@@ -96,7 +97,8 @@ class Coefficients:
                 was, now_is = (f"{len(x) - 1} steps" for x in (fitted, now["levels"]))
                 detail = f"other levels ({was}; this grid has {now_is})"
             else:
-                detail = f"another {key} ({brief(self.made_for.get(key))}, not {brief(now[key])})"
+                was, now_is = (brief(x.get(key)) for x in (self.made_for, now))
+                detail = f"another {key} ({was}, not {now_is})"
             raise UserError(
                 f"{self.path} was fitted for {detail}: fit again with `bdia-exp fit`, or give auto"
             )
@@ -109,7 +111,7 @@ def _same_levels(old: Any, new: list[list[float]]) -> bool:
             for one, other in zip(old, new, strict=True)
             for a, b in zip(one, other, strict=True)
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -211,7 +211,10 @@ def automatic(asked: Solving) -> Path:
     named = coefficients.file_of(asked.sampler.config) or ("", "")
     settings["coefficients"] = [coefficients.USUAL, *named]
     if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):
-        settings |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
+        settings |= {key: asked.plain()[key] for key in ("features", "resize")}
+        if asked.reference:
+            found = _sha256(asked.reference, pictures=True)
+            settings["reference"] = found or asked.reference
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name

@@ -10,7 +10,7 @@ from bdia_exp.jobs.identity import plainly
 from bdia_exp.jobs.settings import Scoring
 from bdia_exp.metrics.moments import sha256_of_numbers
 from bdia_exp.sources import checkpoints
-from bdia_exp.store.image_sets import is_image_set
+from bdia_exp.store.image_sets import ImageSet, is_image_set
 from bdia_exp.store.records import Record
 
 NO_REFERENCE = (
@@ -51,14 +51,16 @@ def same_score(record: Record, asked: Scoring) -> bool:
 
 
 def reference_sha256(name: str | None) -> str | None:
-    """The sha256 of a reference; None if it is a folder, or is not here.
+    """The sha256 of a reference; None if it is not here.
 
     It is that of the numbers of statistics, so those of the same images, made again, are the same
-    reference. It is that of the file if this has images.
+    reference. It is that of the pictures of a folder, and else that of the file.
     """
     path = checkpoints.present(name) if name else None
-    if not path or not path.is_file():
+    if not path:
         return None
+    if path.is_dir():
+        return ImageSet(path).sha256()
     return _of_numbers(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 

@@ -86,7 +86,7 @@ def make(
     Whole shards are shared among the ranks, and no rank waits for another. Returns the shards that
     all ranks make.
     """
-    shards, ends = places.images, suffixes(run.record)
+    shards, ends = places.images, suffixes(run.record) if scorer else []
     assert isinstance(shards, Shards)
     shards.manifest.refresh()
 

@@ -83,12 +83,24 @@ class RunFolder:
 
     def _begin_part(self, part: str) -> Record:
         locks.lock(self.root, part)
+        self._require_parts_like(part)
         write_once(self.root / "config.yaml", self._config())
         write_once(self._file, records.text(self.record))
         found = self._read()
         if found != self.before:  # another part was faster
             records.require_same(self.root, found.get("identity", {}), self.identity)
         return found
+
+    def _require_parts_like(self, part: str) -> None:
+        """Raises UserError if one of another number of parts is in work: it has the same shards."""
+        count = part.partition("of")[2]
+        for other, holder in locks.holders(self.root).items():
+            if (others := other.partition("of")[2]) != count:
+                locks.unlock(self.root)
+                raise UserError(
+                    f"{self.root}: part {other.replace('of', '/')} is in work there ({holder}): "
+                    f"wait until it has finished, or give part=K/{others}"
+                )
 
     def _config(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.record["config"]))

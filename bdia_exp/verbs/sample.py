@@ -1,13 +1,14 @@
 """`sample`: generates the images of seeds, and scores them if asked."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
 from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
+from bdia_exp.jobs.asked import as_key
 from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
@@ -15,7 +16,7 @@ from bdia_exp.jobs.identity import identity_of
 from bdia_exp.jobs.references import reference_sha256, require_statistics, same_score
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, scorer_of
-from bdia_exp.jobs.settings import Sampling
+from bdia_exp.jobs.settings import Sampling, Scoring
 from bdia_exp.jobs.texts import guidance_of
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
@@ -28,6 +29,8 @@ from bdia_exp.verbs import Verb
 
 MADE = ("seconds", "images_per_second", "processes", "device")
 """What a record says of how its images were made."""
+SCORED = ("score", "features", "reference_sha256")
+"""What it says of their score."""
 
 
 def sample(asked: Sampling) -> Record:
@@ -56,7 +59,10 @@ def sample(asked: Sampling) -> Record:
     if job.texts:
         description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
     part = asked.piece
-    run.begin(description, {**asked.plain(), "part": None}, part.name if part else None)
+    config = {**asked.plain(), "part": None}
+    if not scorer:
+        _keep_score(run.before, description, config)
+    run.begin(description, config, part.name if part else None)
     make = _in_shards if isinstance(places.images, Shards) else _in_files
     try:
         if part:
@@ -84,6 +90,14 @@ def _scorer(asked: Sampling, job: Job, device: str) -> Score | None:
     scorer.require_enough(len(asked.wanted))
     scorer.require_prompts(job.model.takes_text)
     return scorer
+
+
+def _keep_score(before: Record, description: Record, config: Record) -> None:
+    """Takes over the score of an earlier start, and its settings: the images are the same."""
+    if "score" in before:
+        description |= {key: before[key] for key in SCORED if key in before}
+        keys = ("score", *(as_key(field.name) for field in fields(Scoring)))
+        config |= {key: before["config"][key] for key in keys if key in before["config"]}
 
 
 def _in_shards(

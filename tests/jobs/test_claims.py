@@ -10,6 +10,7 @@ import pytest
 from bdia_exp.cli.configs import call
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
+from bdia_exp.store import records
 from tests.verbs.running import sample
 
 
@@ -59,6 +60,31 @@ def test_a_score_is_of_the_content_of_its_reference(tmp_path, capsys):
     assert again["score"]["fid"] > first["score"]["fid"]
     file.unlink()  # then the record is all that is known
     assert call("sample", run) == again
+
+
+def test_a_folder_of_reference_images_is_known_by_its_pictures(tmp_path, capsys):
+    toy = ["model=toy", "nfe=3", "device=cpu"]
+    words = [*toy, "images=66", "score=true", "save=none", f"reference={tmp_path / 'real/images'}"]
+    for label in (1, 2):
+        shutil.rmtree(tmp_path / "real", ignore_errors=True)
+        call("sample", [*toy, "images=70", f"class={label}", f"out={tmp_path / 'real'}"])
+        call("sample", [*words, f"out={tmp_path / f'run{label}'}"])
+    capsys.readouterr()
+    again = call("sample", [*words, f"out={tmp_path / 'run1'}"])
+    assert "nothing to do" not in capsys.readouterr().out
+    new = records.load(tmp_path / "run2" / "record.json")
+    assert again["score"]["fid"] == new["score"]["fid"]
+    assert again["reference_sha256"] == new["reference_sha256"]
+
+
+def test_a_score_stays_when_its_images_are_only_stored_otherwise(tmp_path):
+    words = ["model=toy", "nfe=3", "device=cpu", "images=66", f"out={tmp_path}"]
+    scored = call("sample", [*words, "score=true", "features=bundled", "metrics=[fid,isc]"])
+    packed = call("sample", [*words, "save=zip"])
+    kept = ("score", "features", "reference_sha256")
+    assert {key: packed[key] for key in kept} == {key: scored[key] for key in kept}
+    assert packed["save"] == "zip"
+    assert packed["config"]["metrics"] == ["fid", "isc"]
 
 
 def test_shards_are_not_merged_against_another_reference(tmp_path):

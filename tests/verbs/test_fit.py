@@ -213,6 +213,11 @@ def test_a_batch_is_evaluated_in_parts(four_rows):
         ('{"coefficients": 3, "for": {}}', "holds no coefficients"),
         ('{"coefficients": [[1]], "for": {"levels": 3}}', "holds no coefficients"),
         ('{"coefficients": [[1]], "for": {}}', "another checkpoint"),
+        (
+            '{"coefficients": [[1]], "for": {"checkpoint": "abc", "guidance": 2}}',
+            "guidance .2, not",
+        ),
+        ('{"coefficients": [[1' + "0" * 400 + ']], "for": {}}', "holds no coefficients"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, text, message):

@@ -260,6 +260,8 @@ def test_a_part_excludes_itself_and_the_whole_run_but_no_other_part(tmp_path, pa
         assert str(other.pid) in state["holders"][part]
         if part:
             run(tmp_path, "part=1/3")
+            with pytest.raises(UserError, match=r"part 2/3 is in work .* or give part=K/3"):
+                run(tmp_path, "part=1/2")  # it has shards of 2/3
         other.send_signal(signal.SIGKILL)
     for left in ("1/3", "2/3"):
         run(tmp_path, f"part={left}")

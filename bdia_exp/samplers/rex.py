@@ -25,6 +25,7 @@ from torch import Tensor
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.samplers.core import Denoiser, Estimate, Level
 from bdia_exp.samplers.coupling import Pair
+from bdia_exp.samplers.rules import rho_of
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.samplers.tableaus import STOCHASTIC, TABLEAUS, Tableau
 
@@ -38,7 +39,7 @@ class Form(NamedTuple):
     slope: Callable[[Estimate], Tensor]
 
     def weight(self, level: Level) -> float:
-        return float(level.alpha * self.scale(level.rho))
+        return float(level.alpha * self.scale(rho_of(level)))
 
 
 FORMS = {
@@ -115,7 +116,7 @@ class Rex:
     A step to or from a clean level (σ = 0, where clocks are infinite) is of the ODE: Euler's with
     noise prediction, which is undone like every other.
 
-    Raises UserError for unknown names, unless 0 < ζ ≤ 1, and at pure noise.
+    Raises UserError for unknown names, unless 0 < ζ ≤ 1, at pure noise and for matrices.
     """
 
     tableau: str = "euler"
@@ -173,7 +174,7 @@ class Rex:
         tableau = STOCHASTIC[sde] if sde else TABLEAUS["euler" if clean else self.tableau]
         forward = backward = None
         if sde:
-            length = form.clock(t.rho) - form.clock(s.rho)
+            length = form.clock(rho_of(t)) - form.clock(rho_of(s))
             w, h = increments(self.seeds or range(len(like)), place, length, like)
             forward, backward = (w, h), (-w, h)  # a path run backwards: −W, and the same H
 

@@ -88,7 +88,7 @@ def dpmpp(trail: Sequence[Estimate], t: Level) -> Tensor:
     return Estimate.from_x(now.level, now.z, x).at(t)
 
 
-def _rho(level: Level) -> float:
+def rho_of(level: Level) -> float:
     """σ/α. Raises UserError for a level of matrices, which has none."""
     if not level.is_scalar:
         raise UserError(
@@ -103,7 +103,7 @@ MOST_ORDER = 4
 
 
 def latest(
-    trail: Sequence[Estimate], count: int, clock: Callable[[Level], float] = _rho
+    trail: Sequence[Estimate], count: int, clock: Callable[[Level], float] = rho_of
 ) -> list[Estimate]:
     """The last `count` estimates at different levels, newest first.
 

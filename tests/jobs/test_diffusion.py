@@ -47,6 +47,7 @@ def test_gddim_s_calls_are_named_in_identities():
         (["sampler=deis_tab"], "one sigma"),
         (["sampler=dpmpp_2m"], "one sigma"),
         (["sampler=bdia2"], "one sigma"),
+        (["sampler=rex"], "one sigma"),
         (["sampler=f_pndm"], "sampler=ipndm"),
         (["sampler=edm_churn"], "grid=karras"),
         (["sampler=gddim_multistep", "sampler.rule.order=5"], "must be 1, 2, 3 or 4"),

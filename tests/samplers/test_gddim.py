@@ -16,7 +16,7 @@ from bdia_exp.samplers.fixedpoint import quantise, value
 from bdia_exp.samplers.gddim import predict_correct, predictor, stochastic
 from bdia_exp.samplers.grids import karras, quadratic_time
 from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion
-from bdia_exp.samplers.loops import bdia, heun, multistep, pndm
+from bdia_exp.samplers.loops import bdia, heun, multistep, pndm, rex
 from bdia_exp.samplers.rules import deis, dpmpp
 from bdia_exp.samplers.schedules import edm
 from tests.laws import LINEAR, LINEAR_OTHERS, end
@@ -181,6 +181,8 @@ REFUSED = [
     (partial(multistep, rule=dpmpp), "one sigma"),
     (partial(bdia, gamma1=0.5, gamma2=0.5), "one sigma"),
     (pndm, "sampler=ipndm"),
+    (rex, "one sigma"),
+    (partial(rex, predicts="data", sde="em"), "one sigma"),
     (partial(heun, S_churn=1.0), "grid=karras"),
     (partial(multistep, rule=partial(predictor, order=0)), "sampler.rule.order=0"),
     (partial(multistep, rule=partial(predictor, order=5)), "sampler.rule.order=5"),

@@ -5,6 +5,7 @@ for every pixel. They have a sufficient statistic, y = x_0 + σ_eff N(0, 1), one
 E[x_0 | u] = D(y; σ_eff): the model's own denoiser gives the score of the pair.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,9 @@ from bdia_exp.samplers.linear import CLD, LinearLevel
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.seeds import Generators
 
+ENDS = 10.0, 1e12
+"""The bounds of σ_eff at t = 1. Below, a start at rest is no state of that time; above, float64
+cannot tell the image from the noise."""
 MOST_SIGMA = 80.0
 """The greatest σ that a network is asked about, if it does not state a smaller one: EDM's."""
 
@@ -85,8 +89,9 @@ def own(model: Model) -> Model:
 def cld(
     model: Model, *, beta: float = 4.0, M_inv: float = 4.0, Gamma: float = 1.0, gamma: float = 0.04
 ) -> Langevin:
-    """Critically-damped Langevin diffusion. Raises UserError for a model that takes text.
+    """Critically-damped Langevin diffusion.
 
+    Raises UserError for a model that takes text, and for numbers whose σ_eff ends outside ENDS.
     Stable Diffusion's schedule ends at σ/α = 14.6, where its latents are still visible, while pairs
     start at σ_eff = 248; and guidance is no denoiser of a density.
     """
@@ -95,4 +100,20 @@ def cld(
             "diffusion=cld is for models of images: a text model's noise ends at sigma=14.6, too "
             "little for the pairs (x, v), which start at 248; leave diffusion= out"
         )
-    return Langevin(model, CLD(beta, M_inv, Gamma, gamma))
+    diffusion = CLD(beta, M_inv, Gamma, gamma)
+    _check_end(diffusion)
+    return Langevin(model, diffusion)
+
+
+def _check_end(diffusion: CLD) -> None:
+    try:
+        sigma = diffusion.sigma_eff(diffusion.T)
+    except (ValueError, ArithmeticError, RuntimeError):
+        sigma = math.inf
+    least, most = ENDS
+    if not least <= sigma <= most:
+        raise UserError(
+            f"diffusion=cld: with these numbers the noise at t = 1 is {sigma:.3g} times the image, "
+            f"and it must be {least:g} to {most:g} times: choose diffusion.beta near "
+            "8/√diffusion.M_inv, and diffusion.gamma near 0.04"
+        )

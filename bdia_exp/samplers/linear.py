@@ -119,7 +119,7 @@ class CLD(Diffusion):
     F = β [[0, M⁻¹], [−1, −Γ M⁻¹]], G Gᵀ = diag(0, 2Γβ), Σ_0 = diag(eps, γ M + eps): v starts with
     the variance γ M, as in hybrid score matching [gDDIM 23]. All matrices are float64 [2, 2].
 
-    Raises UserError unless the numbers are positive and Γ² M⁻¹ = 4, critical damping.
+    Raises UserError unless the numbers are 1e-12 to 1e12, and Γ² M⁻¹ = 4, critical damping.
     """
 
     beta: float = 4.0
@@ -129,8 +129,8 @@ class CLD(Diffusion):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not min(self.beta, self.M_inv, self.Gamma, self.gamma, self.eps) > 0:
-            raise UserError("diffusion: beta, M_inv, Gamma, gamma and eps must be above 0")
+        if not all(1e-12 <= number <= 1e12 for number in vars(self).values()):
+            raise UserError("diffusion: beta, M_inv, Gamma, gamma and eps must be 1e-12 to 1e12")
         if not math.isclose(self.Gamma**2 * self.M_inv, 4):
             raise UserError(
                 f"diffusion.Gamma={self.Gamma:g} is not critical damping: it must be 2/√M_inv = "
@@ -175,7 +175,7 @@ class CLD(Diffusion):
         weights = torch.linalg.solve(self.Sigma(t), signal)
         precision = float(signal @ weights)
         w_x, w_v = (weights / precision).tolist()
-        return (w_x, w_v), precision**-0.5
+        return (w_x, w_v), math.pow(precision, -0.5)
 
     @cache  # noqa: B019
     def _level(self, t: float) -> LinearLevel:

@@ -280,8 +280,10 @@ def test_an_integral_has_its_value_and_its_direction():
     [
         ({"Gamma": 4.0}, r"2/√M_inv = 1"),
         ({"M_inv": 1.0}, r"2/√M_inv = 2"),
-        ({"beta": 0.0}, "above 0"),
-        ({"gamma": -1.0}, "above 0"),
+        ({"beta": 0.0}, "1e-12 to 1e12"),
+        ({"gamma": -1.0}, "1e-12 to 1e12"),
+        ({"gamma": 1e300}, "1e-12 to 1e12"),
+        ({"M_inv": 1e300, "Gamma": 2e-150}, "1e-12 to 1e12"),
     ],
 )
 def test_numbers_that_are_no_cld_are_refused(arguments, told):

@@ -53,7 +53,7 @@ class EDICT:
 
     @property
     def amplification(self) -> float:
-        return 1 / self.p**2
+        return 1 / self.p / self.p
 
     def step(self, model: Denoiser, pair: Pair, s: Level, t: Level, place: int) -> Pair:
         first, second = self._ordered(pair, place)

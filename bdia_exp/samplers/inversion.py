@@ -142,7 +142,7 @@ class CoupledInversion:
     keeps = ("z", "y")
 
     def growth(self, grid: Grid) -> float:
-        return self.coupling.amplification ** (len(grid) - 1)
+        return math.prod([self.coupling.amplification] * (len(grid) - 1))
 
     def encode(self, model: Denoiser, x: Tensor | Kept, grid: Grid) -> Iterator[Kept]:
         kept = _kept(x)

@@ -161,6 +161,9 @@ def test_declared_growth_and_a_long_trip():
     assert of(partial(multistep, gamma=[0.5, -0.25, 2.0])).growth(levels[:5]) == 4
     many = vp_arc(400)
     assert of(partial(multistep, gamma=0.1), state="fixed").growth(many) == math.inf
+    close = partial(cbdia, gamma1=0.5, gamma2=0.501)
+    for sampler in (partial(edict, p=1e-200), close, partial(rex, zeta=0.1)):
+        assert of(sampler).growth(many) == math.inf
     x = states(MIXTURE, levels[-1])
     assert (trip(inversion, x, levels) - x).abs().max() < 1e-9
 

@@ -33,7 +33,7 @@ def em(
 ) -> Iterator[Tensor]:
     """Euler-Maruyama: z + dt (F z − ½(1 + λ²) G Gᵀ ∇ log p) + λ √|dt| G N(0, 1) [gDDIM 6].
 
-    Raises UserError for λ < 0 or levels without a diffusion.
+    Raises UserError for λ outside 0 to MOST_LAM, or levels without a diffusion.
     """
     check_lam(lam)
     for s, t in pairwise(grid):

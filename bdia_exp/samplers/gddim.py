@@ -16,6 +16,9 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level
 from bdia_exp.samplers.linear import LinearLevel, check_root, diffusion_of
 from bdia_exp.samplers.rules import check_order, forget, latest
 
+MOST_LAM = 1000.0
+"""The largest λ: its square stays a number. The paper's are 0 to 1."""
+
 
 def predictor(trail: Sequence[Estimate], t: Level, *, order: int = 3, K: str = "R") -> Tensor:
     """gDDIM's multistep predictor: the noise as a polynomial in time [gDDIM 17, 36-37].
@@ -100,8 +103,8 @@ def stochastic(
     """Stochastic gDDIM: Ψ z + (Ψ̂ − Ψ) R_s ε̂ + N(0, P_st) [gDDIM 20-21].
 
     λ = 0 is the deterministic step, λ = 1 solves the reverse SDE (2); on VP levels λ = 0 to 1 are
-    DDIM's η. A step to the clean level is x̂, without noise. Raises UserError for λ < 0 or levels
-    without a diffusion.
+    DDIM's η. A step to the clean level is x̂, without noise. Raises UserError for λ outside 0 to
+    MOST_LAM, or levels without a diffusion.
     """
     check_lam(lam)
     for s, t in pairwise(grid):
@@ -118,6 +121,8 @@ def stochastic(
 
 
 def check_lam(lam: float) -> None:
-    """Raises UserError for λ < 0."""
-    if not lam >= 0:
-        raise UserError(f"sampler.lam={lam} must be 0 or more; 0 is deterministic")
+    """Raises UserError unless λ is 0 to MOST_LAM."""
+    if not 0 <= lam <= MOST_LAM:
+        raise UserError(
+            f"sampler.lam={lam} must be 0 or more, at most {MOST_LAM:g}; 0 is deterministic"
+        )

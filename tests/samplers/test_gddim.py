@@ -193,6 +193,8 @@ REFUSED = [
     (partial(stochastic, lam=-0.1), "sampler.lam=-0.1"),
     (partial(em, lam=-0.1), "sampler.lam=-0.1"),
     (partial(em, lam=math.nan), "sampler.lam=nan"),
+    (partial(em, lam=1e155), "at most 1000"),
+    (partial(stochastic, lam=1e200), "at most 1000"),
     (partial(rk45, rtol=0.0), "sampler.rtol=0.0"),
 ]
 

@@ -81,8 +81,7 @@ class Job:
     def of(cls, asked: Drawing, device: str) -> "Job":
         """Loads the model and makes the grid. Raises UserError for settings that do not fit."""
         model = asked.load(device)
-        if asked.class_ is not None:
-            require_class(model, "class", asked.class_)
+        require_class(model, "class", asked.class_)
         texts = Texts.of(model, asked)
         require_guidance(model, asked.guidance)
         grid = levels_of(asked, model)

@@ -283,8 +283,7 @@ def _labels(asked: Inverting, about: Model, own: Tensor | None, count: int) -> T
     Raises UserError if classes are needed and unknown, or out of range.
     """
     if not about.num_classes:
-        if asked.class_ is not None:
-            require_class(about, "class", asked.class_)
+        require_class(about, "class", asked.class_)
         return None
     labels = own if asked.class_ is None else torch.full((count,), asked.class_)
     if labels is None:

@@ -118,8 +118,11 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def require_class(model: Model, key: str, label: int) -> None:
-    """Raises UserError, naming the key that gave the label, unless the model has such a class."""
+def require_class(model: Model, key: str, label: int | None) -> None:
+    """Raises UserError, naming the key that gave the label, unless it is None or a class of the
+    model."""
+    if label is None:
+        return
     if not model.num_classes:
         raise UserError(
             f"{key}={label}: this model has no classes; leave {key}= out, or choose a model "

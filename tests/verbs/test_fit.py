@@ -240,6 +240,8 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
         (["fit=3"], "fit"),
         (["fit.within=[1]"], "must be two numbers"),
         (["fit.first_seed=-1"], "fit.first_seed=-1"),
+        (["class=99"], "class=99 is out of range: this model has classes 0 to 9"),
+        (["model=mini_sd", "class=3"], "this model has no classes"),
         (["fit.target=features", "fit.judged=9"], "needs at least 65 images"),
         (["fit.target=features", "reference=null"], "give reference="),
         (["fit.fine=4", "nfe=9"], "no finer than this grid"),

@@ -18,7 +18,7 @@ from bdia_exp.jobs.sampling import Job, levels_of
 from bdia_exp.jobs.settings import Comparing, Drawing, Solving
 from bdia_exp.jobs.texts import Texts
 from bdia_exp.metrics.score import Score
-from bdia_exp.models import require_guidance
+from bdia_exp.models import require_class, require_guidance
 from bdia_exp.samplers.fitted import Fit, Step, Watch
 from bdia_exp.samplers.targets import fine_levels
 from bdia_exp.samplers.weights import Rows
@@ -125,6 +125,7 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
 def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record:
     """Loads the model and fits: the content of the file of coefficients."""
     model = asked.load(device)
+    require_class(model, "class", asked.class_)
     grid = levels_of(asked, model)
     texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
     require_guidance(model, asked.guidance)

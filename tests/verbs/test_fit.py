@@ -234,6 +234,7 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
         (["fit.target=x"], "fit.target='x' is unknown"),
         (["fit.images=0"], "fit.images=0"),
         (["fit.images=abc"], "fit.images=abc must be a whole number or null"),
+        (["fit.target=local", "fit.parts=1"], "fit.parts=1 is the step itself"),
         (["fit.fine=1.5"], "fit.fine=1.5 must be a whole number"),
         (["fit.within=3"], "fit.within=3 must be a list or null"),
         (["+fit.foo=1"], "there is no key 'fit.foo'"),

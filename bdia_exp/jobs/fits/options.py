@@ -49,6 +49,10 @@ class FitOptions:
         for key in ("images", "held_out", "parts", "fine", "denominator", "judged", "trials"):
             positive(f"fit.{key}", getattr(self, key), MOST_SEEDS)
         one_of("fit.target", self.target, TARGETS)
+        if self.target == "local" and self.parts < 2:
+            raise UserError(
+                "fit.parts=1 is the step itself, so there is nothing to fit: give 2 or more"
+            )
         if not 0 <= self.first_seed < MOST_SEEDS:
             raise UserError(f"fit.first_seed={self.first_seed} must be 0 or more, below 2^32")
         bounds = self.within

@@ -144,7 +144,7 @@ def as_number(gamma: float | str) -> float:
     try:
         above, _, below = str(gamma).partition("/")
         found = float(gamma) if not below else int(above) / int(below)
-    except (ValueError, ZeroDivisionError, OverflowError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise UserError(f"sampler.gamma: {gamma} is no number: give numbers such as 0.5 or 1/2")

@@ -260,6 +260,8 @@ def test_bad_requests_get_one_sentence(tmp_path, monkeypatch, words, message):
         (["sampler.gamma=nothing.json"], "nothing is at nothing.json"),
         (["sampler.gamma=true"], "must be 0 to 1"),
         (["sampler.gamma=[1,x]"], "x is no number"),
+        (["sampler.gamma=[null,1]"], "None is no number"),
+        (["sampler.gamma=[[1]]"], "[1] is no number"),
         (["sampler.gamma=1.5"], "must be 0 to 1"),
         (["sampler.gamma=[1,0.5]", "nfe=9"], "needs 8: one for each step but the first"),
         (["sampler=bdia_edm", "sampler.gamma=obelm"], "is for sampler=bdia_ddim"),

@@ -111,6 +111,20 @@ class Fit:
 
 
 @dataclass
+class Probe:
+    """`Weights` of 0 that find the largest number of columns of a step: for a trial run."""
+
+    most: int = 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __call__(self, step: Addition, /) -> Sequence[float]:
+        self.most = max(self.most, len(step.columns))
+        return [0.0] * len(step.columns)
+
+
+@dataclass
 class Watch:
     """`Weights` that are known, and that measure the residual of each step: for other noises."""
 

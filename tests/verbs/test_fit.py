@@ -243,6 +243,8 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
         (["fit.first_seed=-1"], "fit.first_seed=-1"),
         (["class=99"], "class=99 is out of range: this model has classes 0 to 9"),
         (["model=mini_sd", "class=3"], "this model has no classes"),
+        (["sampler=iia_spndm", "grid=karras", "nfe=2"], "nfe=2: no step of this sampler has"),
+        (["sampler=bdia_ddim", "grid=karras", "nfe=1"], "give a larger nfe="),
         (["fit.target=features", "fit.judged=9"], "needs at least 65 images"),
         (["fit.target=features", "reference=null"], "give reference="),
         (["fit.fine=4", "nfe=9"], "no finer than this grid"),

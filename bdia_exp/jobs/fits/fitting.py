@@ -10,7 +10,7 @@ from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.coefficients import file_of, is_automatic, target_of
-from bdia_exp.jobs.fits.noises import Side
+from bdia_exp.jobs.fits.noises import Side, weighted
 from bdia_exp.jobs.fits.options import FitOptions, bounds_of, images_of, key_of, usual
 from bdia_exp.jobs.fits.searching import judge_of, searched
 from bdia_exp.jobs.identity import automatic, fitted_for
@@ -19,7 +19,8 @@ from bdia_exp.jobs.settings import Comparing, Drawing, Solving
 from bdia_exp.jobs.texts import Texts
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import require_class, require_guidance
-from bdia_exp.samplers.fitted import Fit, Step, Watch
+from bdia_exp.samplers.cost import evaluations
+from bdia_exp.samplers.fitted import Fit, Probe, Step, Watch
 from bdia_exp.samplers.targets import fine_levels
 from bdia_exp.samplers.weights import Rows
 from bdia_exp.store import records
@@ -116,14 +117,20 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
         general = replace(asked, class_=None)
         if isinstance(general, Drawing):
             general = replace(general, noise_device="cpu")
-        write_once(path, records.text(made(general, device, batch, options)))
+        found = made(general, device, batch, options, may_be_empty=True)
+        write_once(path, records.text(found))
         say(f"the coefficients are kept in {path}")
 
     dist.by_rank_0(fitted)
 
 
-def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record:
-    """Loads the model and fits: the content of the file of coefficients."""
+def made(
+    asked: Solving, device: str, batch: int, options: FitOptions, *, may_be_empty: bool = False
+) -> Record:
+    """Loads the model and fits: the content of the file of coefficients.
+
+    Raises UserError if no step has coefficients, unless the file `may_be_empty`.
+    """
     model = asked.load(device)
     require_class(model, "class", asked.class_)
     grid = levels_of(asked, model)
@@ -131,7 +138,15 @@ def made(asked: Solving, device: str, batch: int, options: FitOptions) -> Record
     require_guidance(model, asked.guidance)
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"
     job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise, asked.guidance)
-    fine_levels(grid, model.schedule, options.fine)  # raises UserError before anything is said
+    # Raise UserError before anything is said.
+    fine_levels(grid, model.schedule, options.fine)
+    probe = Probe()
+    evaluations(weighted(job.sampler, probe), grid)
+    if not (probe.most or may_be_empty):
+        raise UserError(
+            f"nfe={asked.nfe}: no step of this sampler has enough past for coefficients: give a "
+            "larger nfe="
+        )
     judge = None
     if options.target == "features":
         if not isinstance(asked, Comparing):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from bdia_exp.errors import UserError
 from bdia_exp.samplers.core import Estimate, Level
 
 Columns = Callable[[Sequence[Estimate], Level], list[Tensor]]
@@ -35,7 +36,10 @@ def noises(trail: Sequence[Estimate], t: Level, *, count: int = 3) -> list[Tenso
     """h ε̂_i and h (ε̂_i − ε̂_{i−k}), k = 1 … count − 1: Adams-Bashforth with free weights.
 
     On DDIM's base. h is the factor of ε̂ in `transfer`. Pure noise has no such factor: no columns.
+    Raises UserError for a count below 1.
     """
+    if count < 1:
+        raise UserError(f"sampler.columns.count={count} must be 1 or more: the number of noises")
     now = trail[-1]
     if now.level.is_noise:
         return []

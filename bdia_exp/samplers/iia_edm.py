@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from bdia_exp.errors import UserError
 from bdia_exp.samplers.columns import step_size
 from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level, transfer
 from bdia_exp.samplers.weights import Addition, Coefficients, coefficients_of, moved
@@ -43,7 +44,9 @@ def slopes(steps: Sequence[Averaged], t: Level, *, r: int = 1) -> list[Tensor]:
     """Basic IIA-EDM: h times the averaged slopes of this step and r earlier ones [IIA 11-14].
 
     The coefficient of this step's slope is the paper's γ_i0 minus 1, which is the base method's.
+    Raises UserError for a negative r.
     """
+    _check_r(r)
     h = step_size(steps[-1].now.level, t)
     return [h * step.mean for step in steps[: -r - 2 : -1]]
 
@@ -52,11 +55,18 @@ def parts(steps: Sequence[Averaged], t: Level, *, r: int = 1) -> list[Tensor]:
     """Advanced IIA-EDM: the two parts of the slope, and the fitted slopes before it [IIA 18-19].
 
     The first two coefficients are the paper's σ_i β_i0 − 1 and β_i1 − 1; 0 is EDM's method.
+    Raises UserError for a negative r.
     """
+    _check_r(r)
     now = steps[-1]
     h = step_size(now.now.level, t)
     older = steps[-2 : -r - 2 : -1] if r else []
     return [h * now.now.eps, h * now.half, *(h * step.fitted for step in older)]
+
+
+def _check_r(r: int) -> None:
+    if r < 0:
+        raise UserError(f"sampler.columns.r={r} must be 0 or more: the number of earlier slopes")
 
 
 def averaged(

@@ -248,6 +248,11 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
         (["sampler=biia_edm", "sampler.columns.r=-1"], "sampler.columns.r=-1 must be 0 or more"),
         (["sampler.columns.r=-1"], "sampler.columns.r=-1 must be 0 or more"),
         (["sampler=ab_fitted", "sampler.columns.count=0"], "sampler.columns.count=0 must be 1"),
+        (["fit.first_seed=4294967295"], "the seeds of this fit end at 4294967694"),
+        (
+            ["fit.target=features", "fit.first_seed=4294965000", "fit.judged=1000"],
+            "the seeds of this fit end at 4294967399",
+        ),
         (["fit.target=features", "fit.judged=9"], "needs at least 65 images"),
         (["fit.target=features", "reference=null"], "give reference="),
         (["fit.fine=4", "nfe=9"], "no finer than this grid"),

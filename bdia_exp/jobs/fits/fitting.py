@@ -11,8 +11,8 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.coefficients import file_of, is_automatic, target_of
 from bdia_exp.jobs.fits.noises import Side, weighted
-from bdia_exp.jobs.fits.options import FitOptions, bounds_of, images_of, key_of, usual
-from bdia_exp.jobs.fits.searching import judge_of, searched
+from bdia_exp.jobs.fits.options import FitOptions, bounds_of, key_of, seeds_of, usual
+from bdia_exp.jobs.fits.searching import judge_of, judged_by, searched
 from bdia_exp.jobs.identity import automatic, fitted_for
 from bdia_exp.jobs.sampling import Job, levels_of
 from bdia_exp.jobs.settings import Comparing, Drawing, Solving
@@ -41,10 +41,7 @@ def fit(
     images. `judge` is for the target "features". Raises UserError as `samplers.fitted`,
     `samplers.targets` and `searching` do.
     """
-    images = images_of(job.sampler, options)
-    held_out = options.held_out or images
-    seeds = range(options.first_seed, options.first_seed + images)
-    others = range(seeds.stop, seeds.stop + held_out)
+    seeds, others = seeds_of(job.sampler, options)
 
     with torch.inference_mode():
         run = Side(job, seeds, size, options, step)
@@ -155,6 +152,7 @@ def made(
                 "fit.target=features` and give the file"
             )
         judge = judge_of(asked, options, device, batch)
+    seeds_of(job.sampler, options, 2 * judged_by(judge, options) if judge else 0)
     say(f"fitting the coefficients of {asked.sampler.name} at nfe={asked.nfe}")
     with progress(work(len(grid) - 1, asked.nfe, options), "evaluation") as bar:
         found = fit(job, options, batch, bar.update, judge)

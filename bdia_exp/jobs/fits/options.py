@@ -91,6 +91,19 @@ def images_of(sampler: Sampler, options: FitOptions) -> int:
     return options.images or usual
 
 
+def seeds_of(sampler: Sampler, options: FitOptions, more: int = 0) -> tuple[range, range]:
+    """The seeds of a fit, and those held out. Raises UserError if they, or `more`, end too late."""
+    images = images_of(sampler, options)
+    seeds = range(options.first_seed, options.first_seed + images)
+    others = range(seeds.stop, seeds.stop + (options.held_out or images))
+    if (end := others.stop + more) > MOST_SEEDS:
+        raise UserError(
+            f"fit.first_seed={options.first_seed}: the seeds of this fit end at {end - 1}, and "
+            "must be below 2^32: give a smaller one"
+        )
+    return seeds, others
+
+
 def usual(sampler: Sampler) -> FitOptions:
     """The options of a fit that nobody chose. A γ is a short fraction above 0: it can be undone."""
     if key_of(sampler) == "gamma":

@@ -47,6 +47,11 @@ def judge_of(asked: Comparing, options: FitOptions, device: str, batch: int) -> 
     return judge
 
 
+def judged_by(judge: Score, options: FitOptions) -> int:
+    """The number of images of one try."""
+    return options.judged or PER_DIMENSION * judge.extractor.dim
+
+
 @dataclass(frozen=True)
 class Trial:
     """Images of the same noises, made with other coefficients, and their FID."""
@@ -79,7 +84,7 @@ def searched(
     It starts from the better of no coefficients and the fit `found`. Its noises have the seeds from
     `first`; as many further ones are held out.
     """
-    count = options.judged or PER_DIMENSION * judge.extractor.dim
+    count = judged_by(judge, options)
     seeds, others = range(first, first + count), range(first + count, first + 2 * count)
     reaches = [step.reach for step in found.steps]
     trial = Trial(job, Batch.of(job, seeds, size), judge)

@@ -12,6 +12,7 @@ from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, publish, short
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
+from bdia_exp.store.runs import RunFolder
 from bdia_exp.verbs import Verb
 
 FILE = "coefficients.json"
@@ -39,26 +40,21 @@ class Fitting(Drawing, Comparing, Computing):
 def fit(asked: Fitting) -> Record:
     """Fits, and writes coefficients.json with a record, a table and a figure. Returns the record.
 
-    Raises UserError if the folder holds other coefficients.
+    Raises UserError if the folder holds other coefficients, or files of these names without a
+    record.
     """
     device = dist.device(asked.device)
     identity = _identity(asked)
     root = Path(asked.out).expanduser() if asked.out else _folder(asked, identity)
-    before = records.load(root / "record.json")
-    if before:
-        records.require_same(root, plainly(before.get("identity", {})), identity)
+    run = RunFolder(root)
+    if run.before:
+        records.require_same(root, plainly(run.before.get("identity", {})), identity)
+    run.require_ours(FILE, "fit.json", "fit.md", "fit.png")
+    run.identity = identity
     found = fitting.made(asked, device, asked.batch, asked.options)
+    run.begin({"command": "fit", "device": dist.device_name(device)}, asked.plain())
     records.save(root / FILE, found)
-    record: Record = {
-        "command": "fit",
-        "identity": identity,
-        "config": asked.plain(),
-        **records.provenance(),
-        "device": dist.device_name(device),
-        "complete": True,
-        **found,
-    }
-    records.save(root / "record.json", record)
+    record = run.finish(found)
     publish(root, "fit", record, _markdown(asked, root, found), curves.coefficients)
     return record
 

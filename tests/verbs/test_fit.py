@@ -300,6 +300,15 @@ def test_a_gamma_that_cannot_be_undone_leaves_no_folder(
     assert message in one_sentence("roundtrip", f"images={source}", *words, "device=cpu")
 
 
+@pytest.mark.quick
+def test_a_user_s_own_file_is_not_replaced(tmp_path):
+    own = tmp_path / "coefficients.json"
+    own.write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        fit(tmp_path, *BDIA)
+    assert own.read_text() == "mine"
+
+
 def test_the_record_is_of_one_fit(fitted):
     root, record = fitted
     assert records.load(root / "record.json")["identity"] == record["identity"]

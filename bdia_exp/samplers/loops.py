@@ -63,9 +63,11 @@ def multistep(
     z_{i+1} + γ times its own error term; it has no inverse. At γ = ½ only, "hat" is the public code
     before October 2023, which refined with ½ for every γ. `final` is the rule of the last step if
     that is another one (DPM-Solver's "lower_order_final"). Raises UserError for a γ that `gammas`
-    refuses.
+    refuses, or with `columns`.
     """
     _check_refine(refine)
+    if columns and gamma:
+        raise UserError("sampler.gamma has no effect on a sampler with columns: leave it out")
     trail, steps = [*trail], len(grid) - 1
     weights = coefficients_of(coefficients)
     if not columns:

@@ -276,6 +276,8 @@ def test_bad_requests_get_one_sentence(tmp_path, monkeypatch, words, message):
         (["sampler.gamma=[1,0.5]", "nfe=9"], "needs 8: one for each step but the first"),
         (["sampler=bdia_edm", "sampler.gamma=obelm"], "is for sampler=bdia_ddim"),
         (["sampler=iia_ddim", "sampler.coefficients=nothing"], "nothing is at nothing"),
+        (["sampler=iia_ddim", "+sampler.gamma=0.5"], "no effect on a sampler with columns"),
+        (["sampler=iia_spndm", "+sampler.gamma=[1,1,1,1,1,1,1,1]"], "no effect on a sampler with"),
         (["sampler=iia_edm", "nfe=8"], "choose 7 or 9"),
         (["sampler.gamma='auto:x'"], "fit.target='x' is unknown"),
     ],

@@ -79,6 +79,14 @@ def load(path: Path, advice: str = "remove it and run again") -> Record | None:
         raise UserError(f"{path} is damaged ({error}): {advice}") from None
 
 
+def is_of(path: Path, command: str) -> bool:
+    """Whether a file is a record that this command wrote."""
+    try:
+        return (load(path) or {}).get("command") == command
+    except UserError:
+        return False
+
+
 def require_same(
     path: Path,
     old: Mapping[str, Any],

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked
+from bdia_exp.jobs.scoring import require_replaceable
 from bdia_exp.report.cells import AS_ASKED
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.report.statistics import Interval, difference, interval, told, told_difference
@@ -71,6 +73,10 @@ def compare(asked: Comparison) -> Record:
 
     Raises UserError for a run without a score, and for scores that cannot be compared.
     """
+    file = Path(asked.out).expanduser() if asked.out else None
+    if file:
+        ours = partial(records.is_of, command="compare")
+        require_replaceable(file, ours, "an earlier result of `compare`")
     first, *others = runs = [_scored(str(name)) for name in asked.runs]
     for other in others:
         _require_comparable(first, other)
@@ -91,8 +97,8 @@ def compare(asked: Comparison) -> Record:
         drawn.append({"run": run.name, **about, **found})
     say(f"{markdown_table(heads, rows)}\n\n{_about(runs)}")
     record = {**records.provenance(), "command": "compare", "runs": drawn}
-    if asked.out:
-        records.save(Path(asked.out).expanduser(), record)
+    if file:
+        records.save(file, record)
     return record
 
 

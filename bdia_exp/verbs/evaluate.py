@@ -1,11 +1,11 @@
 """`evaluate`: FID and other metrics of a set of images."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bdia_exp import dist
 from bdia_exp.console import say
-from bdia_exp.errors import UserError
 from bdia_exp.jobs.references import reference_sha256
 from bdia_exp.jobs.scoring import (
     image_set,
@@ -38,7 +38,8 @@ def evaluate(asked: Evaluating) -> Record:
     count = len(found.first(asked.limit))
     file = _file(asked)
     if file:
-        require_replaceable(file, _is_score, "an earlier score of `evaluate`")
+        ours = partial(records.is_of, command="evaluate")
+        require_replaceable(file, ours, "an earlier score of `evaluate`")
     metrics = listed(asked.metrics)
     prompts = prompts_of(found, count) if {"clip", "prompt"} & {*metrics} else None
     dist.start(device)
@@ -68,15 +69,6 @@ def _file(asked: Evaluating) -> Path | None:
     if asked.out:
         return Path(asked.out).expanduser()
     return run / f"score-{asked.features.name}.json" if (run / "record.json").exists() else None
-
-
-def _is_score(file: Path) -> bool:
-    """Whether a file is the record of an `evaluate`."""
-    try:
-        record = records.load(file) or {}
-    except UserError:
-        return False
-    return record.get("command") == "evaluate" and "score" in record
 
 
 VERB = Verb(evaluate, Evaluating, parallel=True)

@@ -45,6 +45,8 @@ def export(asked: Exporting) -> Path:
     found = image_set(asked.images, asked.limit)
     rows = found.first(asked.limit)
     out = Path(asked.out).expanduser()
+    if not out.name.strip("."):
+        raise UserError(f"out={asked.out} names no file or folder: give the name of the copy")
     if asked.format != "png" and out.suffix.lower() != f".{asked.format}":
         out = out.with_name(f"{out.name}.{asked.format}")
     if out.exists() or out.is_symlink():

@@ -129,6 +129,22 @@ def test_what_is_no_run(runs, tmp_path):
         compare(runs / "coarse")
 
 
+def test_only_an_earlier_comparison_is_replaced(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    record = runs / "fine/record.json"
+    before = record.read_bytes()
+    for out in (notes, record, Path(".")):
+        with pytest.raises(UserError, match="is there and is not an earlier result of `compare`"):
+            compare(runs / "coarse", runs / "fine", out=out)
+    assert (notes.read_text(), record.read_bytes()) == ("mine", before)
+    for other in ("fine", "other"):  # the second time it replaces the first
+        compare(runs / "coarse", runs / other, out=tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["runs"][1]["run"] == str(runs / "other")
+
+
 def test_names_may_have_commas_and_spaces():
     """As the folders of --multirun have."""
     (words,) = expand("compare", ("runs/nfe=3,sampler=ddim", "runs/a b", "out=c.json"), False)

@@ -351,6 +351,13 @@ def test_export_writes_what_can_be_read_again(one, tmp_path, form):
         call("export", words)
 
 
+@pytest.mark.parametrize("out", ["", ".", "..", "a/.."])
+def test_a_copy_needs_a_name(one, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="names no file or folder: give the name of the copy"):
+        call("export", [f"images={one}", "format=zip", f"out='{out}'"])
+
+
 @pytest.mark.quick
 def test_status_of_a_folder_of_runs(one, tmp_path, capsys):
     shutil.copytree(one, tmp_path / "b/run")

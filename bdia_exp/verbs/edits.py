@@ -13,7 +13,7 @@ from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, Overrides, Phrase, Source, folder_of
 from bdia_exp.jobs.coefficients import bare
-from bdia_exp.jobs.settings import OWN
+from bdia_exp.jobs.settings import OWN, Editing
 from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
@@ -73,24 +73,30 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     if both := sorted(settled & {key_of(word) for word in more}):
         raise UserError(f"settings: {both[0]}= is a key of edits or of its methods: give it there")
     chosen = entries("methods", asked.methods, "sampler", within=("grid",))
-    plan = {label: [*common, *more, *how] for label, how in chosen.items()}
+    plan = {}
+    for label, how in chosen.items():
+        words = [*common, *more, *how]
+        plan[label] = [*words, f"nfe={_nfe(asked, compose(words))}"]
     root = folder_of(asked.out, f"edits-{records.digest(plan)}")
     made: Record = {}
     folders: dict[str, Path] = {}
     for label, words in plan.items():
-        first = compose(words)
-        # No cost depends on the schedule, but a diffusion's grid needs its own.
-        schedule = linear_vp() if first.diffusion == OWN else first.load("meta").schedule
-        sampler, grid = bare(first.sampler), partial(_grid, first.grid.make, schedule)
-        if asked.nfe:
-            _, nfe = affordable(sampler, grid, asked.nfe)
-        else:
-            nfe = evaluations(sampler, grid(asked.steps))
         folders[label] = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
         say(f"-- {label}")
-        made[label] = edit(compose([*words, f"nfe={nfe}", f"out={quoted(folders[label])}"]))
+        made[label] = edit(compose([*words, f"out={quoted(folders[label])}"]))
     _draw(made, folders, root, asked.images)
     return made
+
+
+def _nfe(asked: EditComparison, method: Editing) -> int:
+    """The evaluations of a whole grid by a method."""
+    # No cost depends on the schedule, but a diffusion's grid needs its own.
+    schedule = linear_vp() if method.diffusion == OWN else method.load("meta").schedule
+    sampler, grid = bare(method.sampler), partial(_grid, method.grid.make, schedule)
+    if asked.nfe:
+        _, nfe = affordable(sampler, grid, asked.nfe)
+        return nfe
+    return evaluations(sampler, grid(asked.steps))
 
 
 def _grid(make: Callable[..., Grid], schedule: Schedule, steps: int) -> Grid:

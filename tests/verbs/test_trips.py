@@ -215,6 +215,15 @@ def test_mistakes_get_one_sentence(words, source, tmp_path, monkeypatch):
     assert MISTAKES[words] in one_sentence(*(word.format(source) for word in words.split()))
 
 
+def test_edits_of_other_steps_are_in_another_folder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("to=3", "methods=ddim", "limit=1", "device=cpu", "strength=1")
+    for more in ("steps=2", "steps=3", "nfe=4", "steps=2"):
+        do("edits", str(source), *words, more)
+    found = [json.loads(file.read_text()) for file in Path("runs").glob("edits-*/edits.json")]
+    assert sorted(made["ddim"]["nfe"] for made in found) == [2, 3, 4]
+
+
 def test_edits_at_equal_evaluations_are_judged_by_the_classifier(source, tmp_path):
     words = ("to=3", "nfe=5", "strength=1", "settings=classify=true", "methods=ddim,edict,rex")
     found = do("edits", str(source), *words, "limit=1", "device=cpu", f"out={tmp_path}")

@@ -4,7 +4,7 @@ import re
 import typing
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from bdia_exp.cli.files import (
     positional,
 )
 from bdia_exp.cli.words import require_overrides
-from bdia_exp.errors import UserError, nearest
+from bdia_exp.errors import UserError, few, nearest
 from bdia_exp.jobs.asked import Choice, Overrides, as_key, hints_of
 from bdia_exp.jobs.frozen import thawed
 from bdia_exp.overrides import key_of
@@ -192,6 +192,9 @@ def _thawed(command: str, overrides: list[str], file: str) -> tuple[dict[str, An
     """The values of a file that `submit` wrote, changed by the overrides."""
     require_overrides(command, overrides)
     plain, choices = thawed(command, file)
+    needed = [as_key(one.name) for one in fields(verb(command).asks) if one.default is MISSING]
+    if missing := [key for key in needed if key not in plain]:
+        raise UserError(f"--config {file} is damaged (it has no {few(missing)}): submit again")
     for word in overrides:
         *path, last = key_of(word).split(".")
         if not path and last in groups_of(command):

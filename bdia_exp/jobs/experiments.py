@@ -19,6 +19,7 @@ from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.references import same_score
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of, words_of
+from bdia_exp.report.cells import lacking
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
 from bdia_exp.store.records import Record
@@ -46,13 +47,24 @@ class Cell:
         return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
 
     def records(self) -> list[Record]:
-        """The complete records of this cell, in the order of their seeds."""
+        """The complete records of this cell, in the order of their seeds.
+
+        Raises UserError for one that lacks what a table shows.
+        """
         folders = {0: self.root}
         for folder in self.root.parent.glob(f"{self.root.name}-from*"):
             if (start := folder.name.rpartition("-from")[2]).isdigit():
                 folders[int(start)] = folder
-        found = (records.load(folders[start] / "record.json") for start in sorted(folders))
-        return [record for record in found if record and _scored(record)]
+        files = [folders[start] / "record.json" for start in sorted(folders)]
+        found = {file: record for file in files if (record := records.load(file))}
+        whole = {file: record for file, record in found.items() if _scored(record)}
+        for file, record in whole.items():
+            if missing := lacking(record):
+                raise UserError(
+                    f"{file} is damaged (it has no {missing[0]}): remove that folder, and run the "
+                    "same `reproduce` again"
+                )
+        return [*whole.values()]
 
 
 def _scored(record: Record) -> bool:

@@ -222,14 +222,14 @@ class Trip:
         old = records.load(source / "record.json") or {}
         if old.get("command") != "invert" or not old.get("complete"):
             raise UserError(f"states={source}: give the folder of a finished `bdia-exp invert`")
-        identity, nfe, sha256 = (old.get(key) for key in ("identity", "nfe", "states_sha256"))
-        if not (isinstance(identity, dict) and isinstance(nfe, int) and nfe > 0):
+        nfe, sha256 = old.get("nfe"), old.get("states_sha256")
+        if not (isinstance(nfe, int) and nfe > 0):
             raise UserError(
-                f"states={source}: its record.json lacks identity or nfe: invert these images again"
+                f"states={source}: its record.json lacks nfe: invert these images again"
             )
         here, there = (
             {k: v for k, v in one.items() if k not in ("command", "to", "classify")}
-            for one in (self.run.identity, plainly(identity))
+            for one in (self.run.identity, plainly(old["identity"]))
         )
         records.require_same(source, there, here, "invert these images again")
         like = self.states.to(self.device).split(self.asked.batch)

@@ -8,8 +8,26 @@ Drawn = dict[str, Any]
 """An experiment's tables as plain data: the contents of tables.json, also used for the figures."""
 
 
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    **{"score.fid": (int, float), "score.images": int, "score.note": str},
+    **{"nfe": int, "images_per_second": (int, float), "commit": str},
+    **{"identity.seeds": str, "config.reference": str, "model.sha256": str},
+}
+"""The entries of a run's record that its cell shows, and their types."""
 AS_ASKED = "_as_asked"
 """The end of the keys of a score that are shares of images: class_as_asked."""
+
+
+def lacking(record: Mapping[str, Any]) -> list[str]:
+    """The needed entries that a record does not have, or has with another type."""
+
+    def entry(name: str) -> Any:
+        value: Any = record
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    return [name for name, kind in NEEDED.items() if not isinstance(entry(name), kind)]
 
 
 def collect(

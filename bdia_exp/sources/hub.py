@@ -22,7 +22,7 @@ from bdia_exp.extras import require
 from bdia_exp.sources import fetch
 from bdia_exp.sources.downloads import say
 from bdia_exp.sources.folders import index_of
-from bdia_exp.store.files import digest, write_text
+from bdia_exp.store.files import digest, json_object, write_text
 
 SPEC = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 SAFE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # of diffusers; transformers
@@ -34,8 +34,8 @@ def cached(spec: str) -> Path | None:
     """The folder of this pipeline or network if it is complete. No network access."""
     with suppress(OSError, ValueError, UserError):
         folder = _folder(*_parse(spec))
-        sizes = json.loads(_record(folder).read_text("utf-8"))
-        if all((folder / name).stat().st_size == size for name, size in sizes.items()):
+        sizes = json_object(_record(folder).read_text("utf-8"))
+        if sizes and all((folder / name).stat().st_size == size for name, size in sizes.items()):
             return folder
     return None
 

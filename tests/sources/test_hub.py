@@ -171,6 +171,14 @@ def test_what_is_needed_comes_once(site, folder, capsys):
     assert len(site.asked) == asked
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"unet": 1'])
+def test_what_is_not_known_to_be_whole_comes_again(site, folder, text):
+    snapshot = hub.get(SPEC)
+    hub._record(snapshot).write_text(text)
+    assert hub.cached(SPEC) is None
+    assert hub.get(SPEC) == hub.cached(SPEC) == snapshot
+
+
 def test_it_is_a_checkpoint_like_others(site, folder):
     assert checkpoints.present(f"hub:{SPEC}") is None
     snapshot = checkpoints.locate(f"hub:{SPEC}")

@@ -22,7 +22,14 @@ def test_record_round_trip(tmp_path):
     assert records.load(tmp_path / "absent.json") is None
 
 
-@pytest.mark.parametrize("text", ['{"fid": 1', "[1]", ""])
+CUT = [
+    '{"complete": true, "identity": {}}',
+    '{"complete": false, "config": {}}',
+    '{"identity": {}}',
+]
+
+
+@pytest.mark.parametrize("text", ['{"fid": 1', "[1]", "", *CUT])
 def test_damaged_record_is_said(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(UserError, match="is damaged"):

@@ -108,11 +108,16 @@ def test_what_lies_there_without_a_record_is_refused_and_kept(tmp_path, name):
     assert file.read_bytes() == (tmp_path / "picture.png").read_bytes()
 
 
-@pytest.mark.parametrize("text", ['{"complete": tr', "[" * 100_000, '{"identity": 3}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"complete": tr', "[" * 100_000, '{"identity": 3}', "\x00", '{"identity": {"seeds": "0-3"}}'],
+)
 def test_a_damaged_record_is_said_and_its_images_are_not_adopted(out, text):
     (out / "record.json").write_text(text)
     with pytest.raises(UserError, match=r"is damaged .*: remove that folder, or choose another"):
         sample(out, *RUN, "sampler.gamma=0.5")
+    with pytest.raises(UserError, match=r"is damaged .*: remove that folder, or choose another"):
+        call("merge", [f"run={out}"])
     (out / "record.json").unlink()
     with pytest.raises(UserError, match="holds other files"):
         sample(out, *RUN, "sampler.gamma=0.5")

@@ -10,7 +10,9 @@ import pytest
 from bdia_exp.cli.configs import call
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
+from bdia_exp.store import records
 from tests import asking
+from tests.report.test_tables import record
 
 EXPERIMENT = {
     "name": "tiny",
@@ -84,6 +86,19 @@ def test_too_few_images_are_refused_before_anything_is_run(tmp_path, capsys):
 
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
+        asking.table(EXPERIMENT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("score", {}), ("images_per_second", None), ("config", {}), ("score", {"fid": "large"})],
+)
+def test_a_record_that_lacks_what_a_table_shows_is_named(tmp_path, entry, value):
+    cell = record(3.0, 3) | {"complete": True}
+    files = [tmp_path / f"cells/t-EDM-{nfe}/record.json" for nfe in (3, 5)]
+    records.save(files[0], cell)
+    records.save(files[1], cell | {entry: value})
+    with pytest.raises(UserError, match=rf"{files[1]} is damaged \(it has no {entry}.*: remove"):
         asking.table(EXPERIMENT, tmp_path)
 
 

@@ -192,6 +192,7 @@ def test_frozen_settings_that_cannot_be_used(tmp_path, monkeypatch):
     assert "is for sample, not for table" in said(text, command="table")
     assert "is not a file that `bdia-exp submit` wrote" in said("[1, 2]")
     assert "is damaged" in said("a: [")
+    assert "it has no images, seeds, out and 3 more" in said(text.partition("class:")[0])
     assert "no other is called" in said(text.replace("bdia_exp.samplers.loops.heun", "os.system"))
     assert "No such file" in one_sentence("sample", "--config", "nothing.yaml")
 

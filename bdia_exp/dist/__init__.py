@@ -235,6 +235,13 @@ def _index(name: str) -> int:
     return int(number)
 
 
+def device_name_of(name: str) -> str:
+    """The description of the device that a name means, also where there is no GPU."""
+    if name.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        return "a GPU that is not here"
+    return device_name(device(name))
+
+
 def device_name(device: str) -> str:
     """The description of a device in a record."""
     if device == "cpu":

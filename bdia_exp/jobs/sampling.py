@@ -2,12 +2,13 @@
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
+from bdia_exp.jobs.asked import sources_of
 from bdia_exp.jobs.coefficients import bare, bound
 from bdia_exp.jobs.identity import coefficients_for
 from bdia_exp.jobs.settings import Drawing, Sampling, Solving
@@ -24,6 +26,7 @@ from bdia_exp.samplers.core import Counted, Grid, Sampler
 from bdia_exp.samplers.cost import evaluations, grid_for
 from bdia_exp.samplers.linear import Diffusion
 from bdia_exp.seeds import Generators
+from bdia_exp.sources import checkpoints
 from bdia_exp.store.images import Folder, Latents
 from bdia_exp.store.shards import Shards
 
@@ -65,6 +68,35 @@ def sampler_on(asked: Solving, grid: Grid) -> Sampler:
     return sampler
 
 
+def require_possible(asked: Drawing) -> None:
+    """Raises UserError for settings that do not fit the model, without its weights.
+
+    It downloads nothing: what only a file says that is not on this machine is not checked.
+    """
+    config, files = asked.model.config, sources_of(asked)
+    if all(map(_is_described, filter(None, (config, config.get("control"))))):
+        read = [files[key] for key in ("prompts", "control") if key in files]
+        here = all(map(checkpoints.present, read))
+        _fitting(asked, asked.load("meta"), read=here)
+
+
+def _is_described(network: Mapping[str, Any]) -> bool:
+    """Whether the configuration describes a network, or a file that is on this machine."""
+    name = network["checkpoint"]
+    return bool(network.get("network") or name.startswith("random:") or checkpoints.present(name))
+
+
+def _fitting(asked: Drawing, model: Model, *, read: bool = True) -> tuple[Texts | None, Grid]:
+    """The texts, if they are to be read, and the grid. Raises UserError if a setting does not fit.
+
+    The model may be on the device "meta".
+    """
+    require_class(model, "class", asked.class_)
+    texts = Texts.of(model, asked) if read else None
+    require_guidance(model, asked.guidance)
+    return texts, levels_of(asked, model)
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that decides an image, except its seed."""
@@ -81,10 +113,7 @@ class Job:
     def of(cls, asked: Drawing, device: str) -> "Job":
         """Loads the model and makes the grid. Raises UserError for settings that do not fit."""
         model = asked.load(device)
-        require_class(model, "class", asked.class_)
-        texts = Texts.of(model, asked)
-        require_guidance(model, asked.guidance)
-        grid = levels_of(asked, model)
+        texts, grid = _fitting(asked, model)
         return cls(
             model,
             sampler_on(asked, grid),

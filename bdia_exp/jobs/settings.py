@@ -182,6 +182,7 @@ class Sampling(Drawing, Scoring, Computing):
         positive("images", self.images, MOST_SEEDS)
         if not 0 <= self.sheet <= MOST_AT_A_TIME:
             raise UserError(f"sheet={self.sheet} must be 0, for no sheet, to {MOST_AT_A_TIME}")
+        parse(self.seeds_text)
 
     @property
     def piece(self) -> Part | None:

@@ -77,7 +77,7 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
     Runs that cannot start on this machine are left out, and the others run.
     Raises UserError at the end with the reasons.
     """
-    dist.start(dist.device(asked.device))
+    dist.start("cpu" if asked.dry_run else dist.device(asked.device))
     plan = plan_of(asked, compose)
     # Rank 0 decides for all, so every rank does the same runs in the same order.
     todo = dist.broadcast([i for i, run in enumerate(plan) if dist.rank() == 0 and not run.done])
@@ -97,7 +97,7 @@ def reproduce(asked: Reproducing, compose: Compose) -> Record:
 
 def tell_plan(asked: Reproducing, plan: list[Run], todo: list[int], costs: Costs) -> None:
     """Says what is to run; in a dry run also which files are missing, and what is refused."""
-    pace = Pace.of(asked.tflops, dist.device_name(dist.device(asked.device)))
+    pace = Pace.of(asked.tflops, dist.device_name_of(asked.device))
     say(described(asked.experiment["title"], plan, {*todo}, costs, pace))
     if asked.dry_run:
         for file in sorted({f for i in todo for f in absent(plan[i])}):

@@ -17,6 +17,7 @@ from bdia_exp.jobs.frozen import frozen
 from bdia_exp.jobs.identity import identity_of
 from bdia_exp.jobs.launchers.base import Launcher, Work
 from bdia_exp.jobs.plan import Costs
+from bdia_exp.jobs.sampling import require_possible
 from bdia_exp.jobs.settings import Sampling
 from bdia_exp.overrides import key_of
 from bdia_exp.store.files import write_text
@@ -91,6 +92,7 @@ def _of_run(asked: Sampling, parts: int | None, dry_run: bool) -> _Job | None:
 
     None if it is complete.
     """
+    require_possible(asked)
     root = Path(asked.out or "RUN").expanduser()  # RUN: only in a dry run
     if not dry_run:
         ensure(asked, dist.device("auto"), asked.batch)

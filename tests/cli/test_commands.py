@@ -218,6 +218,7 @@ MISTAKES = {
     "sample model=edm": "give model.checkpoint=",
     "sample model.checkpoint=/nothing/here.pkl": "EDM's checkpoints are at https",
     "sample seeds=5-3": "runs backwards",
+    "submit sample seeds=5-3 launcher=bash": "runs backwards",
     "sample seeds=1,1": "given twice",
     "sample images=4 seeds=7": "not both",
     "sample images=0": "images=0 must be 1 or more",

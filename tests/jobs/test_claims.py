@@ -1,12 +1,15 @@
 """A finished run is found again, unless it was made from other files."""
 
+import json
 import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from bdia_exp.cli import main
 from bdia_exp.cli.configs import call
 from bdia_exp.errors import UserError
 from bdia_exp.sources import checkpoints
@@ -31,6 +34,19 @@ def test_other_weights_that_are_not_here_are_no_finished_run(net, tmp_path, caps
     capsys.readouterr()
     sample(tmp_path / "run", *words, f"model.checkpoint={net}")  # its record has the sha256
     assert "is complete: nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_whose_weights_are_not_here_can_be_submitted(net, tmp_path):
+    words = ["nfe=1", "model=edm", "sampler=ddim", f"model.checkpoint={net}", "images=1"]
+    run = tmp_path / "run"
+    sample(run, *words)
+    record = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps(record | {"complete": False}))
+    for file in (net, net.with_suffix(".json")):
+        file.unlink()
+    how = ["submit", "sample", *words, "launcher=bash", f"out={run}"]
+    assert CliRunner().invoke(main, how).exit_code == 0
+    assert (run / "submit/tasks.sh").is_file()
 
 
 def test_coefficients_that_are_not_here_are_no_finished_run(tmp_path):

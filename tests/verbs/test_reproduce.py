@@ -6,12 +6,15 @@ import sys
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 
+from bdia_exp.cli import main
 from bdia_exp.cli.configs import call
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.store import records
 from tests import asking
+from tests.asking import one_sentence
 from tests.report.test_tables import record
 
 EXPERIMENT = {
@@ -73,6 +76,18 @@ def test_dry_run_runs_nothing(tmp_path, capsys):
     reproduce(tmp_path, dry_run=True)
     assert "4 to run: 1,120 network evaluations" in capsys.readouterr().out
     assert not list(tmp_path.rglob("record.json"))
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["submit", "reproduce"]])
+def test_a_plan_for_a_gpu_needs_none(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
+    shown = CliRunner().invoke(main, [*words, "demo", "device=cuda", "dry_run=true"]).output
+    assert "runs are there" in shown
+    assert "a guess: give tflops=" in shown
+    told = one_sentence(*words, "demo", "device=gpu", "dry_run=true")
+    assert "device='gpu' is unknown" in told
 
 
 def test_too_few_images_are_refused_before_anything_is_run(tmp_path, capsys):

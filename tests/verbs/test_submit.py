@@ -126,6 +126,8 @@ def test_several_nodes_meet_at_the_first_one(tmp_path, monkeypatch):
         (["evaluate", "runs"], "the first word after submit must be sample or reproduce"),
         (["sample", "nfe=4"], "no sbatch"),
         (["sample", "nef=4"], "there is no key 'nef'"),
+        (["sample", "sampler=edm", "nfe=4", "launcher=bash", "out=a"], "nfe=4"),
+        (["sample", "class=99", "launcher=bash", "out=a"], "class=99 is out of range"),
         (["sample", "sampler=bdai"], "did you mean"),
         (["sample", "launcher=slrum"], "did you mean 'slurm'?"),
         (["sample", "launcher.gpu=2"], "there is no key 'launcher.gpu'"),

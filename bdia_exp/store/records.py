@@ -74,7 +74,7 @@ def load(path: Path, advice: str = "remove it and run again") -> Record | None:
         for key in OBJECTS:
             if not isinstance(record.get(key, {}), dict):
                 raise ValueError(f"its {key} is not an object")
-        if {"identity", "complete"} & record.keys():  # of a run
+        if "complete" in record:  # of a run
             for key in ("identity", "config"):
                 if key not in record:
                     raise ValueError(f"it has no {key}")

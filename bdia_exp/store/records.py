@@ -65,8 +65,13 @@ OBJECTS = ("identity", "config", "score", "model")
 """The entries of a record that are JSON objects, where a record has them."""
 
 
-def load(path: Path, advice: str = "remove it and run again") -> Record | None:
-    """The record at `path`, or None if there is none. Raises UserError if it is damaged."""
+def load(
+    path: Path, advice: str = "remove it and run again", *, of_run: bool = False
+) -> Record | None:
+    """The record at `path`, or None if there is none. Raises UserError if it is damaged.
+
+    A record of a run has an identity and a config; one that has `complete` is of a run.
+    """
     if not path.exists():
         return None
     try:
@@ -74,7 +79,7 @@ def load(path: Path, advice: str = "remove it and run again") -> Record | None:
         for key in OBJECTS:
             if not isinstance(record.get(key, {}), dict):
                 raise ValueError(f"its {key} is not an object")
-        if "complete" in record:  # of a run
+        if of_run or "complete" in record:
             for key in ("identity", "config"):
                 if key not in record:
                     raise ValueError(f"it has no {key}")

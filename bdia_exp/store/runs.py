@@ -37,7 +37,7 @@ class RunFolder:
 
     def _read(self) -> Record:
         advice = "remove that folder, or choose another out="
-        return records.load(self._file, advice) or {}
+        return records.load(self._file, advice, of_run=True) or {}
 
     @property
     def complete(self) -> bool:

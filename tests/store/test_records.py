@@ -25,7 +25,6 @@ def test_record_round_trip(tmp_path):
 CUT = [
     '{"complete": true, "identity": {}}',
     '{"complete": false, "config": {}}',
-    '{"identity": {}}',
 ]
 
 

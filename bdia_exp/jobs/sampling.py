@@ -77,7 +77,7 @@ def require_possible(asked: Drawing) -> None:
     if all(map(_is_described, filter(None, (config, config.get("control"))))):
         read = [files[key] for key in ("prompts", "control") if key in files]
         here = all(map(checkpoints.present, read))
-        _fitting(asked, asked.load("meta"), read=here)
+        texts_and_grid(asked, asked.load("meta"), read=here)
 
 
 def _is_described(network: Mapping[str, Any]) -> bool:
@@ -86,13 +86,13 @@ def _is_described(network: Mapping[str, Any]) -> bool:
     return bool(network.get("network") or name.startswith("random:") or checkpoints.present(name))
 
 
-def _fitting(asked: Drawing, model: Model, *, read: bool = True) -> tuple[Texts | None, Grid]:
+def texts_and_grid(asked: Solving, model: Model, *, read: bool = True) -> tuple[Texts | None, Grid]:
     """The texts, if they are to be read, and the grid. Raises UserError if a setting does not fit.
 
     The model may be on the device "meta".
     """
     require_class(model, "class", asked.class_)
-    texts = Texts.of(model, asked) if read else None
+    texts = Texts.of(model, asked) if read and isinstance(asked, Drawing) else None
     require_guidance(model, asked.guidance)
     return texts, levels_of(asked, model)
 
@@ -113,7 +113,7 @@ class Job:
     def of(cls, asked: Drawing, device: str) -> "Job":
         """Loads the model and makes the grid. Raises UserError for settings that do not fit."""
         model = asked.load(device)
-        texts, grid = _fitting(asked, model)
+        texts, grid = texts_and_grid(asked, model)
         return cls(
             model,
             sampler_on(asked, grid),

@@ -14,11 +14,9 @@ from bdia_exp.jobs.fits.noises import Side, weighted
 from bdia_exp.jobs.fits.options import FitOptions, bounds_of, key_of, seeds_of, usual
 from bdia_exp.jobs.fits.searching import judge_of, judged_by, searched
 from bdia_exp.jobs.identity import automatic, fitted_for
-from bdia_exp.jobs.sampling import Job, levels_of
+from bdia_exp.jobs.sampling import Job, texts_and_grid
 from bdia_exp.jobs.settings import Comparing, Drawing, Solving
-from bdia_exp.jobs.texts import Texts
 from bdia_exp.metrics.score import Score
-from bdia_exp.models import require_class, require_guidance
 from bdia_exp.samplers.cost import evaluations
 from bdia_exp.samplers.fitted import Fit, Probe, Step, Watch
 from bdia_exp.samplers.targets import fine_levels
@@ -129,10 +127,7 @@ def made(
     Raises UserError if no step has coefficients, unless the file `may_be_empty`.
     """
     model = asked.load(device)
-    require_class(model, "class", asked.class_)
-    grid = levels_of(asked, model)
-    texts = Texts.of(model, asked) if isinstance(asked, Drawing) else None
-    require_guidance(model, asked.guidance)
+    texts, grid = texts_and_grid(asked, model)
     noise = asked.noise_device if isinstance(asked, Drawing) else "cpu"
     job = Job(model, asked.sampler.make, grid, asked.class_, texts, noise, asked.guidance)
     # Raise UserError before anything is said.
@@ -141,8 +136,8 @@ def made(
     evaluations(weighted(job.sampler, probe), grid)
     if not (probe.most or may_be_empty):
         raise UserError(
-            f"nfe={asked.nfe}: no step of this sampler has enough past for coefficients: give a "
-            "larger nfe="
+            f"nfe={asked.nfe}: no step of this sampler has enough earlier evaluations for "
+            "coefficients: give a larger nfe="
         )
     judge = None
     if options.target == "features":

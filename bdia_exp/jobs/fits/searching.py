@@ -111,8 +111,9 @@ def search(
     bounds: Bounds,
     trials: int | None,
 ) -> list[tuple[float, Rows]]:
-    """The coefficients that were tried, each with its distance: those nearest
-    to 0 within `bounds`, `fitted`, then CMA-ES's.
+    """The coefficients that were tried, each with its distance.
+
+    The first are those nearest to 0 within `bounds`, then come `fitted` and those of CMA-ES.
 
     CMA-ES starts at the better of the first two. `reaches` has the size of a change of each
     coefficient. `bounds` are kept by every try. Raises UserError for one coefficient only.

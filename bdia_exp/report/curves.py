@@ -8,21 +8,33 @@ from bdia_exp.report.fids import fid_panel
 from bdia_exp.report.figures import new_figure, save_figure, style, ticks_at
 
 
+def names_of(drawn: Mapping[str, Any]) -> list[str]:
+    """The names of the coefficients of a step: γ, or w0, w1, …"""
+    if drawn["fit"]["argument"] == "gamma":
+        return ["γ"]
+    return [f"w{number}" for number in range(max(map(len, drawn["coefficients"])))]
+
+
+def first_of(drawn: Mapping[str, Any]) -> int:
+    """The number of the first step of a fit: a method that starts in another way begins later."""
+    return len(drawn["for"]["levels"]) - len(drawn["coefficients"])
+
+
 def coefficients(drawn: Mapping[str, Any], path: Path) -> None:
     """Coefficients of each step, and the residuals without and with them."""
     figure = new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2)
-    rows = drawn["coefficients"]
-    for number in range(max(map(len, rows))):
-        points = [(step, row[number]) for step, row in enumerate(rows) if len(row) > number]
-        left.plot(*zip(*points, strict=True), label=f"coefficient {number}", **style(number))
+    rows, first = drawn["coefficients"], first_of(drawn)
+    for number, name in enumerate(names_of(drawn)):
+        points = [(step, row[number]) for step, row in enumerate(rows, first) if len(row) > number]
+        left.plot(*zip(*points, strict=True), label=name, **style(number))
     left.set(xlabel="step, from noise to data", ylabel="coefficient")
     left.axhline(0, color="0.7", lw=0.8)
     left.legend(fontsize=8)
     sides = {"residuals": "fitted noises", "held_out_residuals": "held out"}
     for number, (key, name) in enumerate(sides.items()):
         for state, what in (("before", "base"), ("after", "fitted")):
-            found = [(k, r) for k, r in enumerate(drawn[key][state]) if r]
+            found = [(k, r) for k, r in enumerate(drawn[key][state], first) if r]
             if found:
                 line = {**style(number), "linestyle": "--" if state == "before" else "-"}
                 right.plot(*zip(*found, strict=True), label=f"{name}, {what}", **line)
@@ -30,6 +42,7 @@ def coefficients(drawn: Mapping[str, Any], path: Path) -> None:
     right.legend(fontsize=8)
     for panel in (left, right):
         panel.grid(alpha=0.3)
+        panel.xaxis.get_major_locator().set_params(integer=True)
     save_figure(figure, path)
 
 

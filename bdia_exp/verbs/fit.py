@@ -78,15 +78,13 @@ def _markdown(asked: Fitting, root: Path, found: Record) -> str:
     """The coefficients and residuals of each step, and the errors at the end."""
     how, held = found["fit"], found["held_out_residuals"]
     key, levels = how["argument"], found["for"]["levels"]
-    most = max(map(len, found["coefficients"]))
-    names = ["γ"] if key == "gamma" else [f"w{number}" for number in range(most)]
+    names, first = curves.names_of(found), curves.first_of(found)
     heads = ["step", "σ/α", *names, "residual of the base", "fitted", "held out: base", "fitted"]
-    first = len(levels) - len(found["coefficients"])
     rows = []
     for place, row in enumerate(found["coefficients"]):
         alpha, sigma, _ = levels[place + first]
         numbers = [f"{weight:.4g}" for weight in row]
-        numbers += ["–"] * (most - len(row))
+        numbers += ["–"] * (len(names) - len(row))
         four = [
             short(side[state][place])
             for side in (found["residuals"], held)

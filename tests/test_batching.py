@@ -53,11 +53,11 @@ def test_batch_size_does_not_change_a_bit(layout, threads):
     try:
         with torch.no_grad():
             whole = model.denoiser(labels)(z, edm(0.7)).eps
-            for size in (1, 7, 16, 50):
+            for size, rows in (1, 4), (7, 64), (16, 64), (50, 64):
                 parts = [
                     model.denoiser(labels[i : i + size])(z[i : i + size], edm(0.7)).eps
-                    for i in range(0, 64, size)
+                    for i in range(0, rows, size)
                 ]
-                assert torch.equal(torch.cat(parts), whole), size
+                assert torch.equal(torch.cat(parts)[:rows], whole[:rows]), size
     finally:
         torch.set_num_threads(before)

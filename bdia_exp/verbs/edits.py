@@ -18,6 +18,7 @@ from bdia_exp.overrides import entries, key_of, quoted, split
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.report.statistics import share_interval
+from bdia_exp.samplers import inversion
 from bdia_exp.samplers.core import Grid
 from bdia_exp.samplers.cost import MOST, affordable, evaluations
 from bdia_exp.samplers.schedules import Schedule, linear_vp
@@ -65,6 +66,7 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     """Runs `edit` for every method with the same number of steps, or at equal `nfe`.
 
     Then it draws the sheet. Complete runs are not run again. Returns the records by method.
+    Raises UserError before the first run if a method has no inverse.
     """
     plain = asked.plain()
     common = [f"{key}={_as_word(plain[key])}" for key in SHARED if plain[key] is not None]
@@ -76,7 +78,9 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     plan = {}
     for label, how in chosen.items():
         words = [*common, *more, *how]
-        plan[label] = [*words, f"nfe={_nfe(asked, compose(words))}"]
+        method = compose(words)
+        _require_inverse(method, label)
+        plan[label] = [*words, f"nfe={_nfe(asked, method)}"]
     root = folder_of(asked.out, f"edits-{records.digest(plan)}")
     made: Record = {}
     folders: dict[str, Path] = {}
@@ -86,6 +90,13 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
         made[label] = edit(compose([*words, f"out={quoted(folders[label])}"]))
     _draw(made, folders, root, asked.images)
     return made
+
+
+def _require_inverse(method: Editing, label: str) -> None:
+    try:
+        inversion.of(bare(method.sampler))
+    except UserError as error:
+        raise UserError(f"methods: {label}: {error}") from None
 
 
 def _nfe(asked: EditComparison, method: Editing) -> int:

@@ -238,3 +238,10 @@ def test_edits_at_equal_evaluations_are_judged_by_the_classifier(source, tmp_pat
     share = found["ddim"]["classified_as_to"]
     assert f"| {share:.0%}".replace("%", " %") in text
     assert share in (0, 1)
+
+
+def test_edits_refuse_a_method_without_an_inverse_before_the_first_run(source, tmp_path):
+    words = ("to=3", "methods=ddim,edm", "limit=1", "device=cpu", f"out={tmp_path / 'out'}")
+    with pytest.raises(UserError, match="methods: edm: this sampler has no inverse"):
+        do("edits", str(source), *words)
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.identity import files_of
 from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.references import NO_REFERENCE
+from bdia_exp.jobs.sampling import require_possible
 from bdia_exp.metrics import inception
 from bdia_exp.metrics.frechet import require_enough, sums_size
 from bdia_exp.metrics.moments import Statistics
@@ -151,7 +152,9 @@ class Needs:
         for question, ask in questions.items():
             if question not in self._known:
                 self._known[question] = _reason(ask)
-        return [why for question in questions if (why := self._known[question])]
+        if lacks := [why for question in questions if (why := self._known[question])]:
+            return lacks
+        return [why for why in [_reason(partial(require_possible, asked))] if why]
 
 
 def _reason(ask: Callable[[], object]) -> str | None:
@@ -172,10 +175,14 @@ def _enough(reference: str | None, images: int) -> None:
 
 
 def refused(runs: Iterable[Run]) -> list[str]:
-    """Why some of these runs could not be scored, as far as their references are here."""
+    """Why some of these runs could not start, as far as their files are here."""
+    runs = list(runs)
     pairs = {(run.asked.reference, run.images) for run in runs if run.asked.reference}
-    here = [(name, images) for name, images in sorted(pairs) if checkpoints.present(name)]
-    return [why for pair in here if (why := _reason(partial(_enough, *pair)))]
+    asks: list[Callable[[], object]] = [
+        partial(_enough, *pair) for pair in sorted(pairs) if checkpoints.present(pair[0])
+    ]
+    asks += [partial(require_possible, run.asked) for run in runs]
+    return list(dict.fromkeys(why for why in map(_reason, asks) if why))
 
 
 def absent(run: Run) -> list[str]:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from bdia_exp.samplers.core import Estimate
+from bdia_exp.samplers.schedules import linear_vp
 
 EVALUATION = 2 * 3 * 5 * 9 * 8 * 8
 """Operations of the convolution, for one image."""
@@ -14,6 +15,7 @@ class OneConvolution:
     """A model whose operations can be counted by hand."""
 
     shape, num_classes, takes_text, takes_guidance = (3, 8, 8), 0, False, False
+    schedule = linear_vp()
 
     def __init__(self, device: str, dtype: str):
         net = nn.Conv2d(3, 5, 3, padding=1, device=device).requires_grad_(False)

@@ -99,6 +99,27 @@ def test_too_few_images_are_refused_before_anything_is_run(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_runs_that_do_not_fit_the_model_are_named_and_the_others_run(tmp_path, capsys):
+    table = EXPERIMENT["tables"][0]
+    rows = {"EDM": ["sampler=edm"], "guided": ["sampler=edm", "guidance=3"]}
+    made = partial(asking.reproduce, EXPERIMENT | {"tables": [table | {"rows": rows}]}, tmp_path)
+    made(cells="at 3", dry_run=True)
+    reason = "guidance=3: guidance needs a model of texts"
+    assert f"refused: {reason}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"1 of 2 runs could not start:\n  {reason}"):
+        made(cells="at 3")
+    assert len([*tmp_path.glob("cells/*/record.json")]) == 1
+
+
+def test_submit_refuses_an_experiment_that_does_not_fit_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", "reproduce", "demo", "limit=70", "overrides=class=99", "launcher=bash"]
+    answer = CliRunner().invoke(main, words)
+    assert answer.exit_code == 1
+    assert "12 of 12 runs could not start:\n  class=99 is out of range" in answer.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_table_without_records_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run `bdia-exp reproduce tiny` first"):
         asking.table(EXPERIMENT, tmp_path)

@@ -84,6 +84,12 @@ def main() -> None:
     """
 
 
+PARALLEL = ("evaluate", "reference", "reproduce", "sample", "sweep")
+"""The verbs whose work several processes can share (-p)."""
+FREEZES = ("sample", "table")
+"""The verbs whose settings `submit` writes to files (--config)."""
+
+
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     command = ctx.command.name or ""
     key, equals, value = incomplete.partition("=")
@@ -119,15 +125,18 @@ def _add(name: str) -> None:
     short, *rest = help_of(CONFIGS / f"{name}.yaml")
     text = "\n".join(rest).strip().replace("Example: ", "\b\nExample:\n  ")
 
+    def option(*flags: str, only: tuple[str, ...] = PARALLEL, **more: Any) -> Any:
+        return click.option(*flags, **more, hidden=name not in only)
+
     @main.command(name, cls=Command, help=text, short_help=short)
     @click.option("-m", "--multirun", is_flag=True, help="Run every combination of a=1,2 b=x,y.")
     @click.option(
         "--cfg", type=click.Choice(["job"]), help="Print the configuration and do not run."
     )
-    @click.option("--config", metavar="FILE", help="Use the settings that `submit` wrote to FILE.")
-    @click.option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or one per GPU.")
-    @click.option("--nodes", type=click.IntRange(1), metavar="N", help="With -p on N machines.")
-    @click.option("--meet", metavar="HOST:PORT", help="With --nodes: where the machines meet.")
+    @option("--config", metavar="FILE", help="Use settings that `submit` wrote.", only=FREEZES)
+    @option("-p", "--processes", metavar="N|gpu", help="Run in N processes, or one per GPU.")
+    @option("--nodes", type=click.IntRange(1), metavar="N", help="With -p on N machines.")
+    @option("--meet", metavar="HOST:PORT", help="With --nodes: where the machines meet.")
     @click.argument("overrides", nargs=-1, shell_complete=_complete)
     def command(
         multirun: bool,
@@ -141,9 +150,9 @@ def _add(name: str) -> None:
     ) -> None:
         if dry_run:
             overrides = (*overrides, "dry_run=true")
-        if processes:
-            _require_parallel(name)
-        elif nodes or meet:
+        if processes and name not in PARALLEL:
+            raise UserError(f"-p is for {', '.join(PARALLEL)}, not for {name}")
+        if (nodes or meet) and not processes:
             raise UserError("--nodes and --meet go with -p, the number of processes on each node")
         if processes and not cfg:
             flags = [*(["-m"] if multirun else []), *(["--config", config] if config else [])]
@@ -168,14 +177,6 @@ def _shown(name: str, overrides: list[str], file: str | None) -> str:
     if file is None:
         return OmegaConf.to_yaml(configs.composed(name, overrides)[0])
     return frozen(name, configs.settings(name, overrides, file))
-
-
-def _require_parallel(name: str) -> None:
-    from bdia_exp import verbs
-
-    if not verbs.verb(name).parallel:
-        several = [one for one in commands() if verbs.verb(one).parallel]
-        raise UserError(f"-p is for {', '.join(several)}, not for {name}")
 
 
 for _name in commands():

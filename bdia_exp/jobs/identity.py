@@ -126,7 +126,7 @@ def _without_files(arguments: Record) -> Record:
 
 
 def _function(target: str) -> Callable | None:
-    """The function of an import path of this or an earlier release; None if there is none."""
+    """The function of an import path of this or an earlier version; None if there is none."""
     path, _, name = target.rpartition(".")
     module = MODULES.get(path.rpartition(".")[2])
     return getattr(importlib.import_module(module), name, None) if module else None

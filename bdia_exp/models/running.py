@@ -28,7 +28,7 @@ MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 @dataclass(frozen=True)
 class Running:
-    """How a network is run. The defaults are those of every earlier release.
+    """How a network is run. The defaults are those of every earlier version.
 
     device: "cpu", "cuda:0", …; on "meta" networks have no weights, and nothing is compiled.
     dtype: that of the network's body; "auto" is float32, or what the checkpoint asks for.

@@ -32,7 +32,7 @@ class Cells:
     def device(self) -> str:
         """The names of the devices that computed the results which `get` has returned.
 
-        A result of an earlier release has no name; it counts as of those that its study named.
+        A result of an earlier version has no name; it counts as of those that its study named.
         """
         return AND.join(sorted(self._devices))
 

@@ -42,7 +42,7 @@ class Manifest:
         return seed.isascii() and seed.isdigit() and self.has(int(seed), data)
 
     def __len__(self) -> int:
-        """The number of lines; 0 for a run of an earlier release, which has no list."""
+        """The number of lines; 0 for a run of an earlier version, which has no list."""
         return len(self._lines)
 
     def stated(self) -> dict[str, set[Stated]]:

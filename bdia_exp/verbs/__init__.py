@@ -18,8 +18,6 @@ class Verb:
     function: Callable[..., Any]
     asks: type
     """The dataclass of the function's first argument; its fields are the verb's keys."""
-    parallel: bool = False
-    """Whether several processes can share its work (-p)."""
     composes: str | None = None
     """The verb that this one runs. The function then also takes `compose`, which turns overrides
     into the settings of that verb."""

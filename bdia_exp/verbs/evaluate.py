@@ -71,4 +71,4 @@ def _file(asked: Evaluating) -> Path | None:
     return run / f"score-{asked.features.name}.json" if (run / "record.json").exists() else None
 
 
-VERB = Verb(evaluate, Evaluating, parallel=True)
+VERB = Verb(evaluate, Evaluating)

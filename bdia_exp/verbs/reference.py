@@ -62,4 +62,4 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
-VERB = Verb(reference, ReferenceSet, parallel=True)
+VERB = Verb(reference, ReferenceSet)

@@ -159,4 +159,4 @@ def _run(ready: list[Run], costs: Costs) -> None:
         say(f"all runs took {duration(time.perf_counter() - began)}")
 
 
-VERB = Verb(reproduce, Reproducing, parallel=True, composes="sample")
+VERB = Verb(reproduce, Reproducing, composes="sample")

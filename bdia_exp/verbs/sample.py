@@ -249,4 +249,4 @@ def _tell(asked: Sampling, run: RunFolder, count: int) -> None:
         say(scores.sentence(record["score"]))
 
 
-VERB = Verb(sample, Sampling, parallel=True)
+VERB = Verb(sample, Sampling)

@@ -123,4 +123,4 @@ def _markdown(drawn: Record, notes: list[str]) -> str:
     return "\n\n".join([*parts, "![FID over γ and NFE](sweep.png)"]) + "\n"
 
 
-VERB = Verb(sweep, Sweeping, parallel=True, composes="sample")
+VERB = Verb(sweep, Sweeping, composes="sample")

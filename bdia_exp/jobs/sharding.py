@@ -144,7 +144,7 @@ def added_up(run: RunFolder, shards: Shards, scorer: Score | None, sheet: Sequen
     numbers do not depend on the number of processes. If a file is damaged, it is put aside, and a
     UserError says to make it again.
     """
-    shards.manifest.merge()
+    shards.merge()
     numbers = journals.totals(run.root)
     numbers["nfe"] = run.record.get("nfe") or journals.nfe(run.root)
     if scorer:

@@ -25,6 +25,7 @@ from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.jobs.texts import guidance_of, texts_of
 from bdia_exp.jobs.trip_states import STATES_FILE, load_states
 from bdia_exp.models import Condition, Model, Text, of_classes, require_class, require_guidance
+from bdia_exp.models.running import same_bits
 from bdia_exp.report import figures
 from bdia_exp.samplers import inversion
 from bdia_exp.samplers.core import Counted, Grid
@@ -149,9 +150,6 @@ class Trip:
         """
         require_weights(self.run, self.model.provenance)
         there = self._kept_by(Path(source).expanduser()) if source else None
-        if self.asked.state == "fixed":  # both directions must give the same bits
-            torch.backends.cudnn.benchmark = False
-            torch.use_deterministic_algorithms(True, warn_only=True)
         record: Record = {
             "command": self.command,
             "model": {"name": self.asked.model.name, **self.model.provenance},
@@ -201,7 +199,11 @@ class Trip:
         self, name: str, way: Callable, starts: Sequence[Kept], to: int | Prompts | None = None
     ) -> Way:
         size, ends, nfe = self.asked.batch, [], 0
-        with torch.inference_mode(), progress(len(starts) * (len(self.grid) - 1), "steps") as bar:
+        with (
+            torch.inference_mode(),
+            same_bits(self.asked.state == "fixed"),  # in both directions
+            progress(len(starts) * (len(self.grid) - 1), "steps") as bar,
+        ):
             bar.set_description(name)
             for number, start in enumerate(starts):
                 rows = slice(number * size, (number + 1) * size)

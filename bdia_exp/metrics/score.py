@@ -202,7 +202,9 @@ class Score:
             "note": self.note,
             "resize": self.resize,
         }
-        if found.count and found.count * (BLOCKS - 1) // BLOCKS > found.dim + 1:
+        least, most = self.moments.sizes()
+        even = 2 * least >= most  # else, as of every 20th seed, blocks give no interval
+        if even and found.count and found.count - most > found.dim + 1:
             parts = frechet_distances(self.moments.without_blocks(), self.reference)
             numbers["fid_without_block"] = parts
         if self.samples is not None:
@@ -223,7 +225,7 @@ class Score:
         elif labels and self.accuracy is not None:  # all ranks must call compute()
             numbers["label_accuracy"] = float(self.accuracy.compute())
         if self.as_asked is not None:
-            numbers |= _as_asked(*self.as_asked.compute())
+            numbers |= _as_asked(*self.as_asked.compute(), even)
         if self.clip:
             numbers["clip_score"] = float(self.clip_score.compute())
             numbers |= {"clip": self.clip.name, "clip_sha256": self.clip.sha256}
@@ -240,8 +242,8 @@ class Score:
         return all(0 <= label < (self.extractor.classes or 0) for label in labels)
 
 
-def _as_asked(right: Tensor, judged: Tensor) -> dict[str, Any]:
-    """The shares of images that are as asked, and the same without each block of images."""
+def _as_asked(right: Tensor, judged: Tensor, even: bool) -> dict[str, Any]:
+    """The shares of images that are as asked; if blocks are even, also without each of them."""
     whole = shares_of(right.sum(0), judged.sum(0))
     rest = [
         shares_of(right.sum(0) - r, judged.sum(0) - j) for r, j in zip(right, judged, strict=True)
@@ -249,7 +251,7 @@ def _as_asked(right: Tensor, judged: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for aspect, share in whole.items():
         found[f"{aspect}_as_asked"] = share
-        if all(aspect in one for one in rest):
+        if even and all(aspect in one for one in rest):
             found[f"{aspect}_as_asked_without_block"] = [one[aspect] for one in rest]
     return found
 

@@ -65,6 +65,11 @@ class FeatureMoments(Metric):
     def compute(self) -> Statistics:
         return _statistics(self.count.sum(), self.total.sum(0), self.outer.sum(0))
 
+    def sizes(self) -> tuple[int, int]:
+        """The images of the smallest and of the largest block. All ranks must ask together."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return int(self.count.min()), int(self.count.max())
+
     def without_blocks(self) -> Iterator[Statistics]:
         """The statistics of all batches on all ranks without each of the blocks, one by one.
 

@@ -1,8 +1,8 @@
 """How a network is run: device, dtype, memory layout, compilation, CUDA graphs and TF32."""
 
 import ctypes
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -170,3 +170,18 @@ def _is_of_compiler(error: RuntimeError) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
+
+
+@contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """In the block, if wanted, equal inputs give equal bits: kernels of one choice, in one order."""
+    kernels, measured = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = measured
+        torch.use_deterministic_algorithms(kernels, warn_only=warn_only)

@@ -94,11 +94,19 @@ def _remove_old_parts(path: Path) -> None:
                 part.unlink()
 
 
-def remove_parts(root: Path) -> None:
-    """Deletes the temporary files that a killed process left in a folder that nobody else uses."""
-    for part in root.rglob(f".*{PART}"):
-        with suppress(OSError):
-            part.unlink()
+def remove_parts(root: Path, others: str) -> None:
+    """Deletes the temporary files that a killed process left in a folder and those below it.
+
+    A folder below it that has a file named `others`, and what is in that folder, stays as it is.
+    """
+    for folder, below, names in os.walk(root):
+        if others in names and Path(folder) != root:
+            below.clear()
+            continue
+        for name in names:
+            if name.startswith(".") and name.endswith(PART):
+                with suppress(OSError):
+                    Path(folder, name).unlink()
 
 
 def write_text(path: Path, text: str) -> None:

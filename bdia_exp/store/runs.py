@@ -106,11 +106,14 @@ class RunFolder:
         return OmegaConf.to_yaml(OmegaConf.create(self.record["config"]))
 
     def _take(self) -> None:
-        """Locks the folder, and deletes the temporary files of an earlier start."""
+        """Locks the folder, and deletes the temporary files of an earlier start.
+
+        Those of other runs in it stay: they may be in work.
+        """
         locks.lock(self.root)
         if self._read() != self.before:
             raise UserError(f"another process has written to {self.root}: run again to go on there")
-        remove_parts(self.root)
+        remove_parts(self.root, locks.NAME)
 
     def note(self, key: str, value: object) -> None:
         """Adds an entry to the record of an unfinished run."""

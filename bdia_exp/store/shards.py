@@ -214,6 +214,12 @@ class Shards:
         arrays = Arrays(file)
         return {name: arrays[name].whole() for name in arrays.names}
 
+    def merge(self) -> None:
+        """Merges the lists of all processes, without the files measured of images made again."""
+        stated = self.manifest.stated()
+        gone = (name for name in stated if name.endswith(".npz"))
+        self.manifest.merge(without=[name for name in gone if not (self.root / name).exists()])
+
     def put_aside(self, damaged: Sequence[Path]) -> None:
         """Takes damaged files out of the list and adds `.damaged` to their names."""
         for file in damaged:

@@ -11,6 +11,7 @@ from bdia_exp import batching
 from bdia_exp.cli.configs import settings
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.identity import automatic, identity_of
+from bdia_exp.models import running
 from bdia_exp.models.edm import load
 from bdia_exp.models.graphs import Graphed
 from bdia_exp.models.running import Running, number
@@ -167,3 +168,10 @@ def test_a_model_with_cuda_graphs_agrees(how):
             for level in grid[:-1]:
                 eps = [m.denoiser(labels[rows])(z[rows], level).eps for m in (plain, graphed)]
                 torch.testing.assert_close(*eps, rtol=0, atol=1e-3)
+
+
+def test_same_bits_holds_in_its_block_alone():
+    for wanted in (True, False):
+        with running.same_bits(wanted):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert not torch.are_deterministic_algorithms_enabled()

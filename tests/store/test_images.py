@@ -14,6 +14,8 @@ from bdia_exp.errors import UserError
 from bdia_exp.store.files import atomic, write_text
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 from bdia_exp.store.images import Folder, contact_sheet
+from bdia_exp.store.locks import lock, unlock
+from bdia_exp.store.runs import RunFolder
 
 
 @pytest.fixture
@@ -187,3 +189,17 @@ def test_dataset_json_is_in_the_form_that_edm_reads(tmp_path, images):
     folder.label([0, 1], [3, 4])
     rows = json.loads((tmp_path / "images/dataset.json").read_text())["labels"]
     assert rows == [["000000/000000.png", 3], ["000000/000001.png", 4]]
+
+
+def test_taking_a_folder_leaves_the_temporary_files_of_runs_below_it(tmp_path):
+    own, other = tmp_path / "shards", tmp_path / "other" / "shards"
+    for folder in (own, other):
+        folder.mkdir(parents=True)
+        (folder / ".0.zip.node7.12.part").write_bytes(b"half")
+    lock(tmp_path / "other")
+    run = RunFolder(tmp_path)
+    run.begin({}, {})
+    run.leave()
+    unlock(tmp_path / "other")
+    assert not list(own.iterdir())
+    assert [file.name for file in other.iterdir()] == [".0.zip.node7.12.part"]

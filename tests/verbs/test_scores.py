@@ -92,3 +92,10 @@ def test_too_few_images_is_said(tmp_path):
     with pytest.raises(UserError, match="at least 65 images; there are 20"):
         sample(tmp_path, "images=20", "score=true", "save=none")
     assert not list(tmp_path.iterdir())
+
+
+def test_seeds_of_unequal_blocks_have_a_score_without_an_interval(tmp_path):
+    words = ["model=toy", "sampler=ddim", "nfe=1", "score=true", "save=none"]
+    seeds = ",".join(map(str, range(0, 1800, 20)))
+    assert "fid_without_block" not in sample(tmp_path / "a", *words, f"seeds='{seeds}'")["score"]
+    assert "fid_without_block" in sample(tmp_path / "b", *words, "images=90")["score"]

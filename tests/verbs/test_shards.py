@@ -221,6 +221,12 @@ def test_a_list_that_is_cut_off_costs_one_shard(one, out):
     require_same(out, one)
 
 
+def test_measured_features_of_images_made_again_leave_the_list(out):
+    (out / SECOND).unlink()
+    assert run(out, "score=false")["sampled"] == 30
+    assert call("verify", [f"run={out}"]) == 13
+
+
 def test_verify_reads_the_images_of_a_folder_too(tmp_path):
     sample(tmp_path, *TOY, "images=20")
     assert call("verify", [f"run={tmp_path}"]) == 20

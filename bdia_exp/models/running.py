@@ -174,7 +174,7 @@ def _is_of_compiler(error: RuntimeError) -> bool:
 
 @contextmanager
 def same_bits(wanted: bool) -> Iterator[None]:
-    """In the block, if wanted, equal inputs give equal bits: kernels of one choice, in one order."""
+    """In the block, if wanted, equal inputs give equal bits: the same kernels, in one order."""
     kernels, measured = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:

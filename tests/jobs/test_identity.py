@@ -20,7 +20,7 @@ COMMITTED = [  # a folder, how many of its cells are there, and the command that
     ("demo", 12, "reproduce", "experiment=demo"),
     ("cifar10_mini", 10, "reproduce", "experiment=cifar10_mini"),
     ("gddim", 65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
-    ("gddim-cifar10_mini", 10, "reproduce", "experiment=gddim-cifar10_mini"),
+    ("gddim-cifar10_mini", 21, "reproduce", "experiment=gddim-cifar10_mini"),
     ("gddim-cifar10_mini-2100", 8, "reproduce", "experiment=gddim-cifar10_mini", "limit=2100"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=5000"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='cifar10_mini:'", "limit=2200"),

@@ -32,11 +32,13 @@ KEEPING = ("folder", "zip", "shards")
 def settled(asked: Sampling, root: Path, before: Record) -> Sampling:
     """The settings with `save`: if it was not given, as in the folder's record, else as usual.
 
-    Raises UserError if the folder has its images in another form that this run cannot go on with.
+    A folder that has its images keeps them with save=none, too. Raises UserError if the folder has
+    its images in another form that this run cannot go on with.
     """
     config = before.get("config", {})
     then = config.get("save")
-    save = asked.save or (then if then in KEEPING and not asked.part else asked.usual_save)
+    wish = None if asked.save == "none" and then in KEEPING else asked.save
+    save = wish or (then if then in KEEPING and not asked.part else asked.usual_save)
     unfinished = then == "scratch" and not before.get("complete")
     if (then in (*KEEPING, "latents") or unfinished) and then != save and "shards" in (then, save):
         raise UserError(
@@ -132,7 +134,7 @@ def _batches(shards: Sequence[Shard], size: int) -> Iterator[list[int]]:
 def _measured(job: Job, scorer: Score, made: Batch) -> dict[str, np.ndarray]:
     """What is kept of a scored batch, by name."""
     assert made.images is not None
-    texts = job.texts(made.seeds).prompts if job.texts else None
+    texts = job.texts.prompts_of(made.seeds) if job.texts else None
     found = scorer.measure(made.images, texts).arrays()
     return found | ({} if made.labels is None else {"labels": made.labels.cpu().numpy()})
 

@@ -49,7 +49,11 @@ class Texts:
     def __call__(self, seeds: Sequence[int], guidance: float = 1.0) -> Text:
         """The condition of the images of these seeds."""
         control = self.control(seeds) if self.control else None
-        return Text([self.prompts(seed) for seed in seeds], guidance, control)
+        return Text(self.prompts_of(seeds), guidance, control)
+
+    def prompts_of(self, seeds: Sequence[int]) -> list[str]:
+        """The prompts of the images of these seeds, without reading a picture."""
+        return [self.prompts(seed) for seed in seeds]
 
     @property
     def provenance(self) -> Record:

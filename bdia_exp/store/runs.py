@@ -66,9 +66,18 @@ class RunFolder:
         From now on the folder is this process's; with `part`, only this part of the run is, and the
         record is the one that the first part wrote. Raises UserError if another process has it.
         """
-        self.record = {**records.provenance(), "identity": self.identity, **record}
+        now = records.provenance()
+        self.record = {**now, **self._earlier(now), "identity": self.identity, **record}
         self.record |= {"complete": False, "config": config}
         self.record = dist.by_rank_0(lambda: self._begin_part(part) if part else self._begin())
+
+    def _earlier(self, now: Record) -> Record:
+        """As `earlier`: commit, versions and platform of the starts before this one, if others."""
+        then = {key: self.before[key] for key in now if key in self.before}
+        starts = self.before.get("earlier")
+        found = [one for one in [*(starts if isinstance(starts, list) else []), then] if one]
+        others = [one for i, one in enumerate(found) if one != now and one not in found[:i]]
+        return {"earlier": others} if others else {}
 
     def resume(self) -> None:
         """Takes the folder of an earlier start, with its record. Raises UserError as `begin`."""

@@ -10,10 +10,11 @@ from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
 from bdia_exp.jobs.asked import as_key
 from bdia_exp.jobs.claims import claim, require_weights
+from bdia_exp.jobs.finished import finished
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
 from bdia_exp.jobs.identity import identity_of
-from bdia_exp.jobs.references import reference_sha256, require_statistics, same_score
+from bdia_exp.jobs.references import reference_sha256, require_statistics
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, scorer_of
 from bdia_exp.jobs.settings import Sampling, Scoring
@@ -44,10 +45,10 @@ def sample(asked: Sampling) -> Record:
     run = claim(asked, lambda then: identity_of(asked, then, seeds=asked.seeds_text))
     run.require_ours("images", "images.zip", "latents", FOLDER)
     asked = sharding.settled(asked, run.root, run.before)
-    places = Places.of(run.root, asked)
-    if run.complete and _as_before(asked, run.before) and _whole(asked, places, run):
+    if finished(asked, run):
         say(f"{run.root} is complete: nothing to do")
         return run.before
+    places = Places.of(run.root, asked)
     job = Job.of(asked, device)
     require_weights(run, job.model.provenance)
     scorer = _scorer(asked, job, device)
@@ -57,7 +58,7 @@ def sample(asked: Sampling) -> Record:
         description["features"] = sharding.about(scorer)
         description["reference_sha256"] = reference_sha256(asked.reference)
     if job.texts:
-        description["prompts_cut"] = warn_of_cut(job.model, job.texts(wanted).prompts)
+        description["prompts_cut"] = warn_of_cut(job.model, job.texts.prompts_of(wanted))
     part = asked.piece
     config = {**asked.plain(), "part": None}
     if not scorer:
@@ -70,6 +71,8 @@ def sample(asked: Sampling) -> Record:
         if dist.rank() == 0 and job.texts:
             job.texts.prompts.write(run.root / "prompts.csv", wanted)
         numbers = make(asked, job, places, run, scorer)
+        if not (part or numbers["sampled"]):  # the images are those of an earlier start
+            numbers |= {key: run.before[key] for key in MADE if key in run.before}
         record = run.record if part else run.finish(numbers)
     finally:
         run.leave()
@@ -131,7 +134,7 @@ def _in_files(
                 run.note("nfe", made.nfe)
             tally.add(made, asked.sheet)
             if scorer and made.images is not None:
-                texts = job.texts(made.seeds).prompts if job.texts else None
+                texts = job.texts.prompts_of(made.seeds) if job.texts else None
                 scorer.update(made.images, made.labels, made.seeds, texts)
     seconds = max(round(time.perf_counter() - began, 3), 0.001)  # 0 on an idle rank
     tally = tally.of_all_ranks()
@@ -140,34 +143,11 @@ def _in_files(
     if numbers["nfe"] is None:  # an earlier start was killed before it noted the number
         numbers["nfe"] = job.sample(wanted[:1], lambda: None).nfe
     numbers["images_per_second"] = round(tally.sampled / seconds, 3)
-    if not tally.sampled:  # the images of an earlier start, with how they were made
-        numbers |= {key: run.before[key] for key in MADE if key in run.before}
     if scorer:
         numbers["score"] = scorer.result()
     if dist.rank() == 0:
         _keep(asked, tally, places, run)
     return numbers
-
-
-def _as_before(asked: Sampling, record: Record) -> bool:
-    """Whether a complete run saved its images in the same way, and has the score if asked."""
-    if record["config"].get("save") != asked.save:
-        return False
-    return not asked.score or bool(record["config"].get("score") and same_score(record, asked))
-
-
-def _whole(asked: Sampling, places: Places, run: RunFolder) -> bool:
-    """Whether the files that a complete run keeps are there, as it wrote them."""
-
-    def found() -> bool:
-        if isinstance(places.images, Shards):
-            ends = sharding.suffixes(run.before) if asked.score else []
-            return not places.images.missing(*ends, among=places.images.all)
-        kept = {"folder": places.images, "zip": places.images, "latents": places.latents}
-        files = kept.get(str(asked.save))
-        return files is None or files.has(asked.wanted)
-
-    return dist.by_rank_0(found)
 
 
 def _described(asked: Sampling, job: Job, run: RunFolder, device: str) -> Record:

@@ -10,8 +10,10 @@ from typing import cast
 from bdia_exp import dist
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
+from bdia_exp.jobs import sharding
 from bdia_exp.jobs.asked import Asked, Choice, Compose
 from bdia_exp.jobs.claims import claim
+from bdia_exp.jobs.finished import finished
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.frozen import frozen
 from bdia_exp.jobs.identity import identity_of
@@ -97,7 +99,7 @@ def _of_run(asked: Sampling, parts: int | None, dry_run: bool) -> _Job | None:
     if not dry_run:
         ensure(asked, dist.device("auto"), asked.batch)
         run = claim(asked, lambda then: identity_of(asked, then, seeds=asked.seeds_text))
-        if run.complete:
+        if finished(sharding.settled(asked, run.root, run.before), run):
             say(f"{run.root} is complete: nothing to submit")
             return None
         root = run.root

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from bdia_exp.cli import main
 from bdia_exp.cli.configs import call
 from bdia_exp.errors import UserError
 from bdia_exp.store.image_sets import ImageSet
@@ -261,3 +263,26 @@ def test_a_run_does_not_go_on_with_other_random_weights(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps({**record, "complete": False}))
     with pytest.raises(UserError, match="checkpoint was random:0, now random:1"):
         sample(tmp_path, *words, "model.checkpoint=random:1")
+
+
+def test_a_folder_with_images_is_complete_without_images_too(tmp_path):
+    words = ("model=toy", "sampler=ddim", "nfe=1", "images=70")
+    sample(tmp_path, *words, "save=folder")
+    assert sample(tmp_path, *words, "save=none")["config"]["save"] == "folder"
+    assert sample(tmp_path, *words, "save=none", "score=true")["sampled"] == 0
+    assert len(pngs(tmp_path)) == 70
+
+
+def test_submit_continues_what_is_not_scored_or_has_lost_images(tmp_path):
+    words = ["submit", "sample", *RUN, f"out={tmp_path}", "launcher=bash", "dry_run=false"]
+
+    def told(*more: str) -> str:
+        answer = CliRunner().invoke(main, [*words, *more])
+        assert answer.exit_code == 0
+        return answer.output
+
+    sample(tmp_path, *RUN, "save=folder")
+    assert "nothing to submit" in told()
+    assert "to run it: bash" in told("score=true")
+    shutil.rmtree(tmp_path / "images")
+    assert "to run it: bash" in told()

@@ -147,9 +147,15 @@ def test_a_run_that_was_killed_loses_only_the_shard_in_work(one, tmp_path):
     assert len(listed) >= 2
 
 
-def test_images_that_are_scored_later_are_not_made_again(one, tmp_path):
-    run(tmp_path, "score=false")
-    assert run(tmp_path)["sampled"] == 0
+def test_images_that_are_scored_later_are_not_made_again(one, tmp_path, monkeypatch):
+    """The record keeps their speed, and the commit that made them."""
+    before = run(tmp_path, "score=false")
+    monkeypatch.setattr("bdia_exp.store.records.commit", lambda: "another")
+    after = run(tmp_path)
+    assert after["sampled"] == 0
+    assert after["images_per_second"] == before["images_per_second"] > 0
+    assert after["commit"] == "another"
+    assert [start["commit"] for start in after["earlier"]] == [before["commit"]]
     require_same(tmp_path, one)
 
 

@@ -19,7 +19,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.jobs.fits.fitting import ensure
-from bdia_exp.jobs.identity import identity_of, plainly
+from bdia_exp.jobs.identity import identity_of, keep_coefficients, plainly
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.jobs.texts import guidance_of, texts_of
@@ -167,6 +167,7 @@ class Trip:
             texts = [text for one in read if isinstance(one, Text) for text in one.prompts]
             record["prompts_cut"] = models.warn_of_cut(self.model, texts)
         self.run.begin(record, self.asked.plain())
+        keep_coefficients(self.asked, self.run.root)
         seeds = torch.arange(len(self.images))  # for a sampler that draws noise
         parts = (tensor.split(self.asked.batch) for tensor in (self.states, seeds))
         return there or self.encode([{"z": z, "seeds": own} for z, own in zip(*parts, strict=True)])

@@ -13,7 +13,7 @@ from bdia_exp.jobs.claims import claim, require_weights
 from bdia_exp.jobs.finished import finished
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
-from bdia_exp.jobs.identity import identity_of
+from bdia_exp.jobs.identity import identity_of, keep_coefficients
 from bdia_exp.jobs.references import reference_sha256, require_statistics
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import listed, scorer_of
@@ -68,6 +68,7 @@ def sample(asked: Sampling) -> Record:
     try:
         if part:
             sharding.require_same_part(asked, run, scorer)
+        keep_coefficients(asked, run.root)
         if dist.rank() == 0 and job.texts:
             job.texts.prompts.write(run.root / "prompts.csv", wanted)
         numbers = make(asked, job, places, run, scorer)

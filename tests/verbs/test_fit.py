@@ -121,6 +121,10 @@ def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
     sample(tmp_path / "b", *words, f"sampler.coefficients={file}")
     assert "fitting" not in capsys.readouterr().out
     assert pngs(tmp_path / "a") == pngs(tmp_path / "b")
+    file.unlink()  # the run has a copy
+    kept = tmp_path / "a" / "coefficients.json"
+    sample(tmp_path / "a", *words, f"sampler.coefficients={kept}")
+    assert "is complete: nothing to do" in capsys.readouterr().out
     base = sample(tmp_path / "c", *words, "sampler.coefficients=null")
     assert "coefficients_sha256" not in base["identity"]
     sample(tmp_path / "d", "sampler=edm", "nfe=5", "images=2")

@@ -166,9 +166,9 @@ class Job:
                 step()
                 z = state
         if not z.isfinite().all():
+            smaller = " or a smaller sampler.gamma=" if "gamma" in takes else ""
             raise UserError(
-                "the sampler diverged (states are no longer finite): use more nfe= or a smaller "
-                "sampler.gamma="
+                f"the sampler diverged (states are no longer finite): use more nfe={smaller}"
             )
         return Batch(seeds, z, labels, denoiser.nfe)
 

@@ -28,15 +28,17 @@ def evaluations(sampler: Sampler, grid: Grid) -> int:
 def grid_for(sampler: Sampler, grid: Callable[[int], Grid], nfe: int) -> Grid:
     """The grid on which `sampler` spends exactly `nfe` evaluations.
 
-    Raises UserError naming the nearest possible values when there is none.
+    Raises UserError naming the nearest possible values when there is none, and what the sampler
+    raises on these levels.
     """
     steps, spent = affordable(sampler, grid, nfe)
     if spent == nfe:
         return grid(steps)
     try:
-        above = evaluations(sampler, grid(steps + 1))
+        longer = grid(steps + 1)
     except UserError as error:
         raise UserError(f"nfe={nfe} is not possible: choose {spent} or less ({error})") from None
+    above = evaluations(sampler, longer)  # a sampler may refuse levels in its second step
     raise UserError(f"nfe={nfe} is not possible with this sampler: choose {spent} or {above}")
 
 

@@ -16,8 +16,8 @@ from bdia_exp.samplers.core import Denoiser, Estimate, Grid, Level
 from bdia_exp.samplers.linear import LinearLevel, check_root, diffusion_of
 from bdia_exp.samplers.rules import check_order, forget, latest
 
-MOST_LAM = 1000.0
-"""The largest λ: its square stays a number. The paper's are 0 to 1."""
+MOST_LAM = 2.0
+"""The largest λ: up to it Ψ̂ is known to 1e-8. The paper's are 0 to 1."""
 
 
 def predictor(trail: Sequence[Estimate], t: Level, *, order: int = 3, K: str = "R") -> Tensor:
@@ -46,7 +46,9 @@ def integrated(estimates: Sequence[Estimate], start: Estimate, t: Level, K: str 
     """
     s = start.level
     diffusion = diffusion_of(s)
-    if not isinstance(t, LinearLevel) or (K == "R" and [*estimates] == [start]):
+    if not isinstance(t, LinearLevel) or (
+        K == "R" and len(estimates) == 1 and estimates[0] is start
+    ):
         return start.at(t)
     nodes = tuple(estimate.level.time for estimate in estimates)
     z = (t.alpha / s.alpha) * start.z

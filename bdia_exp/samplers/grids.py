@@ -210,7 +210,10 @@ def _times(schedule: Schedule | None) -> int:
     """The number of times in a schedule's table. Raises UserError for a schedule without one."""
     if isinstance(schedule, DiscreteVP):
         return len(schedule)
-    raise UserError("this grid needs a model with a table of times: choose grid=karras or grid=arc")
+    raise UserError(
+        "this grid needs a model with a table of times: choose grid=karras or grid=arc, or with "
+        "diffusion=cld grid=quadratic_time"
+    )
 
 
 def _squares(low: float, high: float, count: int) -> list[int]:

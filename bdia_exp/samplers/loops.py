@@ -191,7 +191,9 @@ def heun(
     if S_churn and weights:
         raise UserError("sampler.S_churn adds noise at every step: set sampler.gamma=0 with it")
     if S_churn and not all(map(is_edm, grid)):
-        raise UserError("sampler.S_churn needs the levels of EDM: choose grid=karras")
+        raise UserError(
+            "sampler.S_churn needs the levels of EDM: choose grid=karras and diffusion=own"
+        )
     _check_refine(refine)
     most = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
     past: Estimate | None = None

@@ -42,14 +42,15 @@ def test_gddim_s_calls_are_named_in_identities():
     ("words", "told"),
     [
         (["grid=karras"], "choose grid=quadratic_time"),
-        (["grid=quad", "sampler=ddim"], "this grid needs a model with a table of times"),
+        (["grid=quad", "sampler=ddim"], "with diffusion=cld grid=quadratic_time"),
         (["grid=arc"], "choose grid=quadratic_time"),
         (["sampler=deis_tab"], "one sigma"),
-        (["sampler=dpmpp_2m"], "one sigma"),
+        (["sampler=dpmpp_2m"], "^this sampler needs levels with one sigma"),
+        (["sampler=iia_dpmpp"], "^this sampler needs levels with one sigma"),
         (["sampler=bdia2"], "one sigma"),
         (["sampler=rex"], "one sigma"),
         (["sampler=f_pndm"], "sampler=ipndm"),
-        (["sampler=edm_churn"], "grid=karras"),
+        (["sampler=edm_churn"], "choose grid=karras and diffusion=own"),
         (["sampler=gddim_multistep", "sampler.rule.order=5"], "must be 1, 2, 3 or 4"),
         (["sampler=gddim_multistep", "sampler.rule.K=M"], "sampler.rule.K='M' is unknown"),
         (["sampler=gddim_sde", "sampler.lam=-1"], "must be 0 or more"),
@@ -70,6 +71,12 @@ def test_what_does_not_fit_gets_a_sentence(words, told):
     with pytest.raises(UserError, match=told) as error:
         Job.of(settings("sample", ["diffusion=cld", *words]), "cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [[], ["sampler=bdia_ddim"]], ids=str)
+def test_a_fit_of_pairs_is_refused_for_what_it_is(words):
+    with pytest.raises(UserError, match="a fit needs levels of numbers"):
+        call("fit", ["diffusion=cld", "nfe=5", "device=cpu", *words])
 
 
 def test_other_diffusions_do_not_exist():

@@ -127,6 +127,17 @@ def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
     assert pngs(tmp_path / "c") == pngs(tmp_path / "d") != pngs(tmp_path / "a")
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"coefficients": [["x"]], "for": {}}'])
+def test_a_damaged_file_of_auto_is_made_again(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fitting, "usual", lambda sampler: FitOptions(images=2, fine=8))
+    words = [*IIA, "images=2", "model=toy"]
+    first = sample(tmp_path / "a", *words)
+    (file,) = (tmp_path / "cache" / "coefficients").iterdir()
+    file.write_text(text)
+    assert sample(tmp_path / "b", *words)["identity"] == first["identity"]
+
+
 def test_auto_is_fitted_for_all_classes(tmp_path, monkeypatch):
     """Whatever run comes first: its file is for the others, too."""
     small = FitOptions(images=2, fine=8)

@@ -333,3 +333,12 @@ def test_a_copy_needs_a_name(one, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="names no file or folder: give the name of the copy"):
         call("export", [f"images={one}", "format=zip", f"out='{out}'"])
+
+
+def test_a_name_of_many_digits_is_no_number(one, tmp_path):
+    names = ["1" * 5000, "2"]
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
+        for name, png in zip(names, members(one).values(), strict=False):
+            archive.writestr(f"{name}.png", png)
+    copy = call("export", [f"images={tmp_path}/long.zip", "format=zip", f"out={tmp_path}/copy"])
+    assert ImageSet(copy).names == ["000000/000000.png", "000000/000001.png"]

@@ -211,13 +211,19 @@ def automatic(asked: Solving) -> Path:
     named = coefficients.file_of(asked.sampler.config) or ("", "")
     settings["coefficients"] = [coefficients.USUAL, *named]
     if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):
-        settings |= {key: asked.plain()[key] for key in ("features", "resize")}
-        if asked.reference:
-            found = _sha256(asked.reference, pictures=True)
-            settings["reference"] = found or asked.reference
+        settings |= compared_by(asked)
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name
+
+
+def compared_by(asked: Comparing) -> Record:
+    """What decides a fit by features: these, and the sha256 of the reference if it is here."""
+    plain = asked.plain()
+    found = {key: plain[key] for key in ("features", "resize")}
+    if name := asked.reference:
+        found["reference"] = _sha256(name, pictures=True) or name
+    return found
 
 
 def _texts_of(asked: Solving) -> Record:

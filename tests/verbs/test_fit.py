@@ -16,6 +16,7 @@ from bdia_exp.jobs.fits.options import FitOptions
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.store import records
+from bdia_exp.verbs.fit import _identity as fitting_identity
 from tests.asking import one_sentence
 from tests.verbs.running import pngs, sample
 
@@ -167,6 +168,19 @@ def test_auto_is_not_fitted_for_the_texts_of_a_trip(tmp_path, monkeypatch, comma
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert message in one_sentence(command, *TEXT, "nfe=3", *words)
+
+
+def test_another_file_of_the_reference_is_another_fit(tmp_path, monkeypatch):
+    """Also one of the same name."""
+    monkeypatch.setattr(fitting, "made", lambda *_: pytest.fail("it is fitted"))
+    file, out = tmp_path / "reference.npz", tmp_path / "x"
+    words = [*FEW, *BDIA, "model=toy", "fit.target=features", f"reference={file}", f"out={out}"]
+    file.write_text("old")
+    identity = fitting_identity(settings("fit", words))
+    records.save(out / "record.json", {"complete": True, "identity": identity, "config": {}})
+    file.write_text("of other images")
+    with pytest.raises(UserError, match=r"another experiment.*reference was"):
+        call("fit", words)
 
 
 def test_a_search_for_features_is_judged_by_the_images(tmp_path):

@@ -141,11 +141,12 @@ def _name(function: Callable) -> str:
 
 def _defaults(function: Callable) -> Record:
     """The default values of a function's arguments, in the form of identities."""
-    return {
+    found = {
         name: {"call": given.default.__name__} if callable(given.default) else given.default
         for name, given in inspect.signature(function).parameters.items()
         if given.default is not inspect.Parameter.empty
     }
+    return json.loads(json.dumps(found))
 
 
 def names_of(config: Record) -> dict[str, str]:

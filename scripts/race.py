@@ -141,7 +141,7 @@ def sampling(cells: Cells, rows: dict[str, list[str]], nfes: Sequence[int]) -> l
             asked = asked_for([*words, "grid=karras"], nfe)
             run = partial(distances, prepared, asked)
             identity = prepared.identity(asked, SEEDS)
-            cell = cells.get(f"distance-{name}-{nfe}", identity, run, DEVICE)
+            cell = cells.get(f"distance-{name}-{nfe}", identity, ["distances"], run, DEVICE)
             found.append({"row": name, "nfe": nfe, **cell["distances"]})
             bar.update()
     return found
@@ -167,7 +167,7 @@ def reversible(cells: Cells, prepared: Prepared, grid: str, nfe: int) -> list[Re
         trip = partial(round_trips, prepared, asked)
         try:
             identity = prepared.identity(asked, IMAGES)
-            made = cells.get(f"trip-{name}-{grid}-{nfe}", identity, trip, DEVICE)
+            made = cells.get(f"trip-{name}-{grid}-{nfe}", identity, ["errors"], trip, DEVICE)
         except UserError as error:
             say(f"{grid} {nfe} {name} is left out: {error}")
             continue

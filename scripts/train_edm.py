@@ -26,7 +26,7 @@ from bdia_exp.models import parameter_count
 from bdia_exp.models.edm import EDMPrecond
 from bdia_exp.models.running import keep_freed_memory
 from bdia_exp.sources.checkpoints import load_into, locate, read
-from bdia_exp.store.files import atomic
+from bdia_exp.store.files import atomic, write_text
 
 
 def edm_loss(net, x, labels, rng, P_mean, P_std):
@@ -139,7 +139,8 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     if dist.rank() == 0:
         dtype = getattr(torch, cfg.weights_dtype)
         weights = {name: value.to(dtype).contiguous().cpu() for name, value in ema.items()}
-        save_file(weights, out / "model.safetensors")
+        with atomic(out / "model.safetensors") as part:
+            save_file(weights, part)
         record = {
             "network": OmegaConf.to_container(cfg.network),
             "training": {
@@ -152,7 +153,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
                 "loss": losses,
             },
         }
-        (out / "model.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_text(out / "model.json", json.dumps(record, indent=1) + "\n")
         print(f"wrote {out / 'model.safetensors'} after {time.time() - began:.0f} s")
     dist.stop()
 

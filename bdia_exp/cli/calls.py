@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from bdia_exp.cli.files import CONFIGS, is_global
+from bdia_exp.cli.files import CONFIGS, is_global, loaded
 from bdia_exp.errors import KINDS, UserError, brief, few, nearest
 from bdia_exp.jobs.asked import Choice, as_key, hints_of
 
@@ -61,7 +61,7 @@ def targets(group: str) -> dict[str, set[str]]:
     """The functions that the files of a group call: place in the configuration → names."""
     found: dict[str, set[str]] = {}
     for file in sorted((CONFIGS / group).glob("*.yaml")):
-        plain = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        plain = OmegaConf.to_container(loaded(file), resolve=False)
         for path, node in nodes(plain, "" if is_global(file) else group):
             if "_target_" in node:
                 found.setdefault(path, set()).add(node["_target_"])

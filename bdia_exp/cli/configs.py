@@ -22,8 +22,10 @@ from bdia_exp.cli.files import (
     about,
     groups,
     groups_of,
+    loaded,
     options,
     positional,
+    reading,
 )
 from bdia_exp.cli.words import require_overrides
 from bdia_exp.errors import UserError, few, nearest
@@ -75,6 +77,7 @@ def _of_choices(command: str, words: tuple[str, ...]) -> tuple[DictConfig, dict[
 
 
 @lru_cache(64)
+@reading()
 def _hydra(command: str, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(command, list(words), return_hydra_config=True)
@@ -238,12 +241,10 @@ def listing() -> dict[str, dict[str, Any]]:
     found = {}
     for name in options("model"):
         file = CONFIGS / "model" / f"{name}.yaml"
-        node = OmegaConf.load(file)
-        assert isinstance(node, DictConfig)
-        missing = OmegaConf.is_missing(node.model, "checkpoint")
+        node = loaded(file)
         found[name] = {
             "about": about(file),
-            "checkpoint": None if missing else node.model.checkpoint,
+            "checkpoint": OmegaConf.select(node, "model.checkpoint"),
             "reference": node.get("reference"),
         }
     return found

@@ -1,8 +1,15 @@
 """The YAML files of configs/: commands, groups, choices, and what their comments say."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from bdia_exp.errors import UserError
 
 HERE = Path(__file__).parents[1]
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
@@ -16,6 +23,26 @@ def groups() -> set[str]:
 def options(group: str) -> list[str]:
     """The names that may follow `group=`."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raises UserError if a file that is read in the block is not YAML; PyYAML says where."""
+    try:
+        yield
+    except YAMLError as error:
+        raise UserError(
+            f"correct the YAML of a configuration: {' '.join(str(error).split())}"
+        ) from None
+
+
+@reading()
+def loaded(file: Path) -> DictConfig:
+    """A configuration file as it is written. Raises UserError if it is not YAML."""
+    node = OmegaConf.load(file)
+    if not isinstance(node, DictConfig):
+        raise UserError(f"correct {file}: a configuration has keys with values")
+    return node
 
 
 def help_of(file: Path) -> list[str]:

@@ -143,11 +143,12 @@ def _name(function: Callable) -> str:
 
 def _defaults(function: Callable) -> Record:
     """The default values of a function's arguments, in the form of identities."""
-    return {
+    found = {
         name: {"call": given.default.__name__} if callable(given.default) else given.default
         for name, given in inspect.signature(function).parameters.items()
         if given.default is not inspect.Parameter.empty
     }
+    return json.loads(json.dumps(found))
 
 
 def names_of(config: Record) -> dict[str, str]:
@@ -213,13 +214,19 @@ def automatic(asked: Solving) -> Path:
     named = coefficients.file_of(asked.sampler.config) or ("", "")
     settings["coefficients"] = [coefficients.USUAL, *named]
     if coefficients.target_of(named[1]) == "features" and isinstance(asked, Comparing):
-        settings |= {key: asked.plain()[key] for key in ("features", "resize")}
-        if asked.reference:
-            found = _sha256(asked.reference, pictures=True)
-            settings["reference"] = found or asked.reference
+        settings |= compared_by(asked)
     digest = records.digest({**fitted_for(asked), **settings})
     name = f"{asked.model.name}-{asked.sampler.name}-nfe{asked.nfe}-{digest}.json"
     return fetch.cache() / "coefficients" / name
+
+
+def compared_by(asked: Comparing) -> Record:
+    """What decides a fit by features: these, and the sha256 of the reference if it is here."""
+    plain = asked.plain()
+    found = {key: plain[key] for key in ("features", "resize")}
+    if name := asked.reference:
+        found["reference"] = _sha256(name, pictures=True) or name
+    return found
 
 
 def _texts_of(asked: Solving) -> Record:

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +37,41 @@ class Cells:
         return AND.join(sorted(self._devices))
 
     def get(
-        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record], device: str
+        self,
+        name: str,
+        identity: Mapping[str, Any],
+        keys: Collection[str],
+        compute: Callable[[], Record],
+        device: str,
     ) -> Record:
         """The result of this identity: read from the disk, or else computed and written.
 
-        `device` is where it is computed. Raises UserError if a file of this name is damaged.
+        A stored result that lacks one of the `keys` is computed again. `device` is where it is
+        computed. Raises UserError if a file of this name is damaged.
         """
-        found = self._stored_or_computed(name, identity, compute, device)
+        plain = self._plainly(identity)
+        found = self._stored(name, plain, keys) or self._computed(name, plain, compute, device)
         self._devices |= {*found.get("device", self._before).split(AND)} - {""}
         return found
 
-    def _stored_or_computed(
-        self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record], device: str
-    ) -> Record:
-        plain = self._plainly(identity)
-        slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
-        for file in sorted((self.root / "cells").glob(f"{glob.escape(slug)}-????????.json")):
-            found = records.load(file)
-            if found and self._plainly(found.get("identity")) == plain:
+    def _stored(self, name: str, plain: Record, keys: Collection[str]) -> Record | None:
+        for file in sorted((self.root / "cells").glob(f"{glob.escape(_slug(name))}-????????.json")):
+            found = records.load(file) or {}
+            if self._plainly(found.get("identity")) == plain and {*keys} <= found.keys():
                 return found
+        return None
+
+    def _computed(
+        self, name: str, plain: Record, compute: Callable[[], Record], device: str
+    ) -> Record:
         there = {"device": dist.device_name(device)}
         about = {"name": name, "identity": plain, **self.made, **there}
         found = {**about, **compute()}
-        records.save(self.root / "cells" / f"{slug}-{records.digest(plain)}.json", found)
+        file = f"{_slug(name)}-{records.digest(plain)}.json"
+        records.save(self.root / "cells" / file, found)
         return found
+
+
+def _slug(name: str) -> str:
+    """The name of a result as a part of its file's name."""
+    return re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)

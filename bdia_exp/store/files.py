@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -32,20 +33,50 @@ def atomic(path: Path, *, durable: bool = True, once: bool = False) -> Iterator[
 
     Raises UserError, and removes the temporary file, if the disk is full or cannot be written.
     """
-    # Processes of several machines, whose numbers may be equal, can write to one folder.
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if durable:
-            _flush(part)
-        _name(part, path, once)
-        if durable:
-            _flush(path.parent)
+    part = _part_of(path)
+    with _told(path, but=FileExistsError if once else ()):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if durable:
+                _flush(part)
+            _name(part, path, once)
+            if durable:
+                _flush(path.parent)
+                _remove_old_parts(path)
+        finally:
+            _remove(part)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a new folder: a temporary one, which is renamed when all is in it."""
+    part = _part_of(path)
+    _remove(part)  # of a killed process that had the same number
+    with _told(path):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            os.replace(part, path)
             _remove_old_parts(path)
+        finally:
+            _remove(part)
+
+
+def _part_of(path: Path) -> Path:
+    """The temporary name. Processes of several machines, whose numbers may be equal, can write to
+    one folder."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
+
+
+@contextmanager
+def _told(path: Path, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """Raises UserError, which says what to do, for an OSError while `path` is written."""
+    try:
+        yield
+    except but:
+        raise
     except OSError as error:
-        if once and isinstance(error, FileExistsError):
-            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no room left on the disk for {path}: free some and run the same command again "
@@ -54,8 +85,14 @@ def atomic(path: Path, *, durable: bool = True, once: bool = False) -> Iterator[
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): choose another out="
         ) from None
-    finally:
-        with suppress(OSError):
+
+
+def _remove(part: Path) -> None:
+    """Deletes a temporary file or folder, if it is there and can be deleted."""
+    with suppress(OSError):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
             part.unlink()
 
 
@@ -91,7 +128,7 @@ def _remove_old_parts(path: Path) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
         with suppress(OSError):
             if part.stat().st_mtime < time.time() - 86400:
-                part.unlink()
+                _remove(part)
 
 
 def remove_parts(root: Path, others: str) -> None:
@@ -103,10 +140,9 @@ def remove_parts(root: Path, others: str) -> None:
         if others in names and Path(folder) != root:
             below.clear()
             continue
-        for name in names:
+        for name in [*names, *below]:
             if name.startswith(".") and name.endswith(PART):
-                with suppress(OSError):
-                    Path(folder, name).unlink()
+                _remove(Path(folder, name))
 
 
 def write_text(path: Path, text: str) -> None:

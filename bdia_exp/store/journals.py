@@ -6,6 +6,7 @@ While a run is not finished, each process has a file `shards/PART.RANK.json` of 
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 
 from bdia_exp import dist
 from bdia_exp.errors import UserError
@@ -15,6 +16,13 @@ from bdia_exp.store.shards import FOLDER, Part
 
 WHOLE = "run"
 """The name of the part that is the whole run."""
+TYPES: records.Types = {
+    "part": (str, NoneType),
+    "sampled": (int,),
+    "seconds": (int, float),
+    "nfe": (int, NoneType),
+    "error": (str,),
+}
 
 
 class Journal:
@@ -44,9 +52,9 @@ class Journal:
             if error is None:
                 self.write()
             else:
-                what = (
-                    "stopped" if kind is KeyboardInterrupt else str(error) or type(error).__name__
-                )
+                asked = isinstance(error, KeyboardInterrupt)
+                known = "a signal asked it to stop" if asked else str(error)
+                what = known or type(error).__name__
                 self.write(error=what.partition("\n")[0][:500])
 
 
@@ -54,9 +62,19 @@ def read(root: Path) -> list[Record]:
     """All journals of a run. One that is damaged is left out."""
     found = []
     for file in sorted((root / FOLDER).glob("*.json")):
-        with suppress(UserError):
-            found.append(records.load(file) or {})
+        with suppress(UserError, ValueError):
+            found.append(_checked(records.load(file) or {}))
     return found
+
+
+def _checked(journal: Record) -> Record:
+    """The journal. Raises ValueError or UserError if it has what `Journal` does not write."""
+    records.require_types(journal, TYPES)
+    if journal.get("part") is not None:
+        Part.parse(journal["part"])
+    if not journal.get("seconds", 1) > 0:
+        raise ValueError("it took no time")
+    return journal
 
 
 def remove(root: Path, part: Part | None = None) -> None:

@@ -7,9 +7,10 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from bdia_exp.errors import UserError
+from bdia_exp.errors import UserError, brief
 from bdia_exp.store.files import json_object, write_text
 
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "hydra-core", "omegaconf")
@@ -61,8 +62,16 @@ def text(record: Record) -> str:
     return json.dumps(record, indent=1, default=str) + "\n"
 
 
-OBJECTS = ("identity", "config", "score", "model")
-"""The entries of a record that are JSON objects, where a record has them."""
+Types = Mapping[str, tuple[type, ...]]
+"""Entries of a JSON object → their types, where it has them."""
+TYPES: Types = dict.fromkeys(("identity", "config", "score", "model", "features"), (dict,)) | {
+    "images_per_second": (int, float),
+}
+CONFIG_TYPES: Types = {
+    "sheet": (int,),
+    "metrics": (list, str, NoneType),
+    "reference": (str, NoneType),
+}
 
 
 def load(
@@ -76,9 +85,8 @@ def load(
         return None
     try:
         record = json_object(path.read_text(encoding="utf-8"))
-        for key in OBJECTS:
-            if not isinstance(record.get(key, {}), dict):
-                raise ValueError(f"its {key} is not an object")
+        require_types(record, TYPES)
+        require_types(record.get("config", {}), CONFIG_TYPES)
         if of_run or "complete" in record:
             for key in ("identity", "config"):
                 if key not in record:
@@ -86,6 +94,13 @@ def load(
         return record
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from None
+
+
+def require_types(found: Mapping[str, Any], types: Types) -> None:
+    """Raises ValueError, naming the entry, if one has another type."""
+    for key, kinds in types.items():
+        if key in found and not isinstance(found[key], kinds):
+            raise ValueError(f"its {key} cannot be {brief(found[key])}")
 
 
 def is_of(path: Path, command: str) -> bool:

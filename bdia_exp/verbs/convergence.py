@@ -155,7 +155,8 @@ def _row(
             "reference": exact.identity,
         }
         run = partial(_run, problem, chosen.sampler, grid, exact)
-        made.append(cells.get(f"{problem.name}-{chosen.label}-{n}", identity, run, problem.device))
+        name = f"{problem.name}-{chosen.label}-{n}"
+        made.append(cells.get(name, identity, ("error", "nfe"), run, problem.device))
         bar.update()
     errors = [cell["error"] for cell in made]
     return {
@@ -216,7 +217,8 @@ def _runge_kutta(problem: Problem, z: Tensor, span: Record, steps: int, cells: C
         return {"state": state.tolist()}
 
     identity = {**problem.identity, **span, "solver": "rk4", "steps": steps}
-    cell = cells.get(f"{problem.name}-rk4-{steps}", identity, solve, problem.device)
+    name = f"{problem.name}-rk4-{steps}"
+    cell = cells.get(name, identity, ("state",), solve, problem.device)
     return torch.tensor(cell["state"], dtype=z.dtype, device=z.device)
 
 

@@ -33,6 +33,9 @@ TIMES = ("target", "own")
 WAYS = {"image": "image → noise → image", "noise": "noise → image → noise"}
 """Where a round trip begins and ends."""
 
+MEASURED = ("rms", "max", "scale", "latent", "bits", "outside")
+"""What is measured of a round trip."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -146,7 +149,7 @@ def _row(
         }
         name = f"{problem.name}-{start}-{method.label}-{method.state}-{n}"
         run = partial(_trip, problem, method, start, n)
-        made.append(cells.get(name, identity, run, problem.device))
+        made.append(cells.get(name, identity, MEASURED, run, problem.device))
         bar.update()
     eps = 0.0 if method.state == "fixed" else torch.finfo(inversion.STATES[method.state]).eps
     exact = not isinstance(method.way, DDIMInversion)
@@ -159,8 +162,7 @@ def _row(
             method.way.growth(method.grid(n, problem.schedule)) * eps if exact else None
             for n in steps
         ],
-        **{key: [cell[key] for cell in made] for key in ("rms", "max", "scale", "latent", "bits")},
-        "outside": [cell["outside"] for cell in made],
+        **{key: [cell[key] for cell in made] for key in MEASURED},
     }
 
 

@@ -1,10 +1,7 @@
 """`export`: images in the forms that other programs read."""
 
-import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +12,15 @@ from bdia_exp.console import one_of, positive, progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked
 from bdia_exp.jobs.scoring import image_set
-from bdia_exp.store.files import PART, atomic
+from bdia_exp.store.files import atomic, atomic_folder
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import as_pngs, name_of, table_of
 from bdia_exp.store.listings import TABLE
 from bdia_exp.verbs import Verb
 
 FORMATS = ("png", "zip", "npz")
+MOST_DIGITS = 100
+"""Of the number that a name is; a longer name is not read as a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ Batches = Iterator[tuple[Sequence[int], Tensor]]
 
 
 def _as_folder(out: Path, found: ImageSet, rows: range, batches: Batches) -> None:
-    with _new_folder(out) as root:
+    with atomic_folder(out) as root:
 
         def add(name: str, data: bytes) -> None:
             file = root / name
@@ -105,11 +104,15 @@ def _add_pngs(
 
 def _numbers(found: ImageSet) -> Sequence[int]:
     stems = [Path(name).stem for name in found.names]
-    if stems and all(stem.isascii() and stem.isdigit() for stem in stems):
+    if stems and all(_is_number(stem) for stem in stems):
         numbers = [int(stem) for stem in stems]
         if len({*numbers}) == len(numbers):
             return numbers
     return range(len(found))
+
+
+def _is_number(stem: str) -> bool:
+    return stem.isascii() and stem.isdigit() and len(stem) <= MOST_DIGITS
 
 
 def _as_npz(out: Path, found: ImageSet, rows: range, batches: Batches) -> None:
@@ -131,22 +134,6 @@ def _as_npz(out: Path, found: ImageSet, rows: range, batches: Batches) -> None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as file:
                 labels = np.array([found.labels[row] for row in rows], dtype=np.int64)
                 np.lib.format.write_array(file, labels, (1, 0), allow_pickle=False)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder, which is renamed to `out` when the block ends without an error."""
-    part = out.with_name(f".{out.name}.{os.getpid()}{PART}")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        os.replace(part, out)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out} ({error.strerror or error}): choose another out="
-        ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 VERB = Verb(export, Exporting)

@@ -6,7 +6,7 @@ from pathlib import Path
 from bdia_exp import dist
 from bdia_exp.jobs.fits import fitting
 from bdia_exp.jobs.fits.options import FitOptions, key_of, usual
-from bdia_exp.jobs.identity import fitted_for, identity_of, plainly
+from bdia_exp.jobs.identity import compared_by, fitted_for, identity_of, plainly
 from bdia_exp.jobs.settings import Comparing, Computing, Drawing
 from bdia_exp.report import curves
 from bdia_exp.report.markdown import markdown_table, publish, short
@@ -65,7 +65,7 @@ def _identity(asked: Fitting) -> Record:
     drawing.pop("coefficients_sha256", None)
     more: Record = {"fit": vars(asked.options)}
     if asked.options.target == "features":
-        more |= {key: asked.plain()[key] for key in ("features", "reference", "resize")}
+        more |= compared_by(asked)
     return plainly(drawing | fitted_for(asked) | more)
 
 

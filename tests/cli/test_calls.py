@@ -1,11 +1,13 @@
 """What a configuration may call: the functions that the files of configs/ call, at their places."""
 
+import shutil
+
 import pytest
 from omegaconf import OmegaConf
 
-from bdia_exp.cli import calls
+from bdia_exp.cli import calls, configs, files
 from bdia_exp.cli.calls import nodes, require_own, targets
-from bdia_exp.cli.configs import settings
+from bdia_exp.cli.configs import composed, listing, settings
 from bdia_exp.cli.files import CONFIGS
 from bdia_exp.errors import UserError
 
@@ -85,3 +87,26 @@ def test_every_call_in_our_files_is_partial_and_ours():
 def test_hydra_s_own_settings_are_refused(words):
     with pytest.raises(UserError, match="Hydra's own settings have no effect here"):
         settings("sample", [words])
+
+
+NOT_YAML = {
+    "a tab": "x:\n\ty: 1\n",
+    "no end of a list": "x: [1,\ny: 2\n",
+    "a key twice": "x: 1\nx: 2\n",
+}
+
+
+@pytest.mark.parametrize("text", NOT_YAML.values(), ids=NOT_YAML)
+def test_a_file_that_is_not_yaml_is_named_with_the_line(text, tmp_path, monkeypatch):
+    folder = shutil.copytree(CONFIGS, tmp_path / "configs")
+    for module in (calls, configs, files):
+        monkeypatch.setattr(module, "CONFIGS", folder)
+    readers = {
+        "experiment": lambda: composed("reproduce", ["experiment=bad"]),
+        "model": listing,
+        "grid": lambda: targets.__wrapped__("grid"),
+    }
+    for group, read in readers.items():
+        (folder / group / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=rf'{group}/bad.yaml", line [23], column \d$'):
+            read()

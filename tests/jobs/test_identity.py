@@ -1,13 +1,18 @@
 """Identities name things: no import path, no default; records of any age compare equal."""
 
+import importlib
+import inspect
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from bdia_exp.cli.calls import nodes
 from bdia_exp.cli.configs import call, settings
+from bdia_exp.cli.files import CONFIGS
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.claims import require_weights
@@ -55,6 +60,30 @@ def test_an_identity_has_no_import_path_and_no_default():
         "nfe": 35,
         "seeds": "0-63",
     }
+
+
+CALLS = sorted(
+    {
+        node["_target_"]
+        for file in CONFIGS.glob("*/*.yaml")
+        if file.parent.name != "launcher"  # decides no image
+        for _, node in nodes(OmegaConf.to_container(OmegaConf.load(file)))
+        if "_target_" in node
+    }
+)
+
+
+@pytest.mark.parametrize("target", CALLS)
+def test_the_defaults_of_every_call_in_configs_are_left_out(target):
+    """Its module is one of `MODULES`."""
+    module, _, name = target.rpartition(".")
+    known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    given = {
+        key: {"_target_": f"{one.__module__}.{one.__name__}"} if callable(one) else one
+        for key, one in ((key, parameter.default) for key, parameter in known.items())
+        if one is not inspect.Parameter.empty
+    }
+    assert plainly({"_target_": target, **given}).keys() == {"call"}
 
 
 def test_the_json_beside_the_weights_is_part_of_the_identity(tmp_path):

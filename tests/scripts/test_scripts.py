@@ -107,6 +107,26 @@ def test_a_stopped_training_goes_on_to_the_same_weights(whole, config, tmp_path,
     assert record["training"]["images_seen"] == 2560
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_training_that_ends_while_it_writes_keeps_the_old_file(
+    config, tmp_path, monkeypatch, suffix
+):
+    module, file = script("train_edm"), tmp_path / f"model{suffix}"
+    file.write_bytes(b"old")
+
+    def half(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    if suffix == ".json":
+        monkeypatch.setattr(Path, "write_text", lambda path, *text, **more: half(path))
+    else:
+        monkeypatch.setattr(module, "save_file", lambda weights, path: half(Path(path)))
+    train(module, config, tmp_path, "kimg=0.032")
+    assert file.read_bytes() == b"old"
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_idx_files(tmp_path):
     module = script("fashion_mnist")
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)

@@ -1,7 +1,9 @@
 """Images on disk: whole or not at all, the same bytes every time, readable in every form."""
 
+import errno
 import json
 import os
+import socket
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from bdia_exp.errors import UserError
-from bdia_exp.store.files import atomic, write_text
+from bdia_exp.store.files import atomic, atomic_folder, write_text
 from bdia_exp.store.image_sets import ImageSet, is_image_set
 from bdia_exp.store.images import Folder, contact_sheet
 from bdia_exp.store.locks import lock, unlock
@@ -106,6 +108,21 @@ def test_temporary_files_of_killed_processes_do_not_stay_for_ever(tmp_path):
     write_text(tmp_path / "record.json", "whole")
     assert not old.exists()
     assert new.exists()  # perhaps another process writes it
+
+
+def test_a_folder_is_there_when_all_is_in_it(tmp_path):
+    left = [tmp_path / f".new.{socket.gethostname()}.{os.getpid()}.part", tmp_path / ".new.1.part"]
+    for part in left:  # of killed processes, one of which had this process's number
+        part.mkdir()
+        (part / "half").write_text("half")
+    os.utime(left[1], (0, 0))
+    with atomic_folder(tmp_path / "new") as part:
+        assert not (tmp_path / "new").exists()
+        (part / "whole").write_text("whole")
+    assert [file.name for file in tmp_path.rglob("*")] == ["new", "whole"]
+    with pytest.raises(UserError, match="no room left"), atomic_folder(tmp_path / "full"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -16,6 +16,7 @@ from bdia_exp.jobs.fits.options import FitOptions
 from bdia_exp.jobs.sampling import Job
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.store import records
+from bdia_exp.verbs.fit import _identity as fitting_identity
 from tests.asking import one_sentence
 from tests.verbs.running import pngs, sample
 
@@ -131,6 +132,17 @@ def test_auto_fits_once_and_keeps_the_file(tmp_path, monkeypatch, capsys):
     assert pngs(tmp_path / "c") == pngs(tmp_path / "d") != pngs(tmp_path / "a")
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"coefficients": [["x"]], "for": {}}'])
+def test_a_damaged_file_of_auto_is_made_again(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fitting, "usual", lambda sampler: FitOptions(images=2, fine=8))
+    words = [*IIA, "images=2", "model=toy"]
+    first = sample(tmp_path / "a", *words)
+    (file,) = (tmp_path / "cache" / "coefficients").iterdir()
+    file.write_text(text)
+    assert sample(tmp_path / "b", *words)["identity"] == first["identity"]
+
+
 def test_auto_is_fitted_for_all_classes(tmp_path, monkeypatch):
     """Whatever run comes first: its file is for the others, too."""
     small = FitOptions(images=2, fine=8)
@@ -160,6 +172,19 @@ def test_auto_is_not_fitted_for_the_texts_of_a_trip(tmp_path, monkeypatch, comma
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert message in one_sentence(command, *TEXT, "nfe=3", *words)
+
+
+def test_another_file_of_the_reference_is_another_fit(tmp_path, monkeypatch):
+    """Also one of the same name."""
+    monkeypatch.setattr(fitting, "made", lambda *_: pytest.fail("it is fitted"))
+    file, out = tmp_path / "reference.npz", tmp_path / "x"
+    words = [*FEW, *BDIA, "model=toy", "fit.target=features", f"reference={file}", f"out={out}"]
+    file.write_text("old")
+    identity = fitting_identity(settings("fit", words))
+    records.save(out / "record.json", {"complete": True, "identity": identity, "config": {}})
+    file.write_text("of other images")
+    with pytest.raises(UserError, match=r"another experiment.*reference was"):
+        call("fit", words)
 
 
 def test_a_search_for_features_is_judged_by_the_images(tmp_path):

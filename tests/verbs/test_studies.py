@@ -297,9 +297,9 @@ def test_results_are_told_apart_by_their_identity(tmp_path):
         calls.append(1)
         return {"value": len(calls)}
 
-    assert kept.get("a γ=1", {"n": 1}, compute, "cpu")["value"] == 1
-    assert kept.get("a γ=1", {"n": 1}, compute, "cpu")["value"] == 1
-    assert kept.get("a γ=1", {"n": 2}, compute, "cpu")["value"] == 2
+    assert kept.get("a γ=1", {"n": 1}, ["value"], compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 1}, ["value"], compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 2}, ["value"], compute, "cpu")["value"] == 2
     assert all(name.startswith("a_gamma=1-") for name in written(tmp_path))
     assert rms(torch.tensor([3.0, -3.0])) == 3
 
@@ -329,3 +329,13 @@ def test_a_study_names_the_devices_of_all_its_results(study, tmp_path):
     cell.write_text(json.dumps(result))
     (tmp_path / f"{study}.json").write_text(json.dumps(both | {"device": "an old GPU"}))
     assert run(study, tmp_path, *words)["device"] == f"an old GPU; {here}"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_result_that_lacks_something_is_measured_again(study, tmp_path):
+    words = [*TOY, *STUDIES[study]]
+    whole = run(study, tmp_path, *words)
+    for cell in tmp_path.glob("cells/*.json"):
+        result = json.loads(cell.read_text())
+        cell.write_text(json.dumps({"identity": result["identity"]}))
+    assert run(study, tmp_path, *words) == whole

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,7 @@ from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import coefficients
-from bdia_exp.jobs.coefficients import file_of, is_automatic, target_of
+from bdia_exp.jobs.coefficients import Coefficients, file_of, is_automatic, target_of
 from bdia_exp.jobs.fits.noises import Side, weighted
 from bdia_exp.jobs.fits.options import FitOptions, bounds_of, key_of, seeds_of, usual
 from bdia_exp.jobs.fits.searching import judge_of, judged_by, searched
@@ -90,8 +91,8 @@ def work(steps: int, nfe: int, options: FitOptions) -> int:
 def ensure(asked: Solving, device: str, batch: int) -> None:
     """Fits the coefficients that sampler.gamma=auto or sampler.coefficients=auto needs.
 
-    It does nothing if the sampler has none, or if the cache has their file. Rank 0 fits, and
-    the others wait.
+    It does nothing if the sampler has none, or if the cache has their file; a damaged one is made
+    again. Rank 0 fits, and the others wait.
     """
     named = file_of(asked.sampler.config)
     if not named or not is_automatic(named[1]):
@@ -100,8 +101,9 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
     path = automatic(asked)
 
     def fitted() -> None:
-        if path.exists():
+        if _is_whole(path):
             return
+        path.unlink(missing_ok=True)
         if not isinstance(asked, Drawing) and asked.has_text:
             raise UserError(
                 f"sampler.{key}=auto: fit the coefficients for texts with `bdia-exp fit`, and "
@@ -117,6 +119,15 @@ def ensure(asked: Solving, device: str, batch: int) -> None:
         say(f"the coefficients are kept in {path}")
 
     dist.by_rank_0(fitted)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of coefficients is there and can be read."""
+    try:
+        Coefficients.read(str(path))
+    except UserError:
+        return False
+    return True
 
 
 def made(

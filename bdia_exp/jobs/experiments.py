@@ -6,9 +6,10 @@ ranges of 50,000 seeds and reports the smallest FID; the tables show the mean fi
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from bdia_exp.store.records import Record
 
 SETTLED = {"images", "seeds", "out", "score"}
 """The keys of `sample` that `reproduce` sets."""
+MOST_RANGES = 1000
+"""The largest number of seed ranges of a cell."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,14 @@ class Cell:
         """The folder of the run whose first seed is `start`."""
         return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
 
-    def records(self) -> list[Record]:
-        """The complete records of this cell, in the order of their seeds.
+    def records(self, starts: Iterable[int] | None = None) -> list[Record]:
+        """The complete records of the runs with these first seeds; None: of all that are there.
 
-        Raises UserError for one that lacks what a table shows.
+        They are in the order of their seeds. Raises UserError for one that lacks what a table
+        shows, and for one of another experiment than the first.
         """
-        folders = {0: self.root}
-        for folder in self.root.parent.glob(f"{self.root.name}-from*"):
-            if (start := folder.name.rpartition("-from")[2]).isdigit():
-                folders[int(start)] = folder
-        files = [folders[start] / "record.json" for start in sorted(folders)]
+        shown = self._starts() if starts is None else starts
+        files = [self.folder(start) / "record.json" for start in shown]
         found = {file: record for file in files if (record := records.load(file))}
         whole = {file: record for file, record in found.items() if _scored(record)}
         for file, record in whole.items():
@@ -64,7 +65,29 @@ class Cell:
                     f"{file} is damaged (it has no {missing[0]}): remove that folder, and run the "
                     "same `reproduce` again"
                 )
+        _require_one_experiment({file.parent: record for file, record in whole.items()})
         return [*whole.values()]
+
+    def _starts(self) -> list[int]:
+        """The first seeds of all runs that may be there."""
+        others = self.root.parent.glob(f"{self.root.name}-from*")
+        found = [other.name.rpartition("-from")[2] for other in others]
+        return sorted({0, *(int(start) for start in found if start.isdigit())})
+
+
+def _require_one_experiment(runs: Mapping[Path, Record]) -> None:
+    """Raises UserError if the identities of these runs differ in more than their seeds."""
+    identities = {
+        folder: {**plainly(record["identity"]), "seeds": None} for folder, record in runs.items()
+    }
+    for before, folder in pairwise(identities):
+        records.require_same(
+            folder,
+            identities[folder],
+            identities[before],
+            f"a cell shows runs of one experiment, so remove that folder or {before}, and run the "
+            "same `reproduce` again",
+        )
 
 
 def _scored(record: Record) -> bool:
@@ -123,6 +146,11 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
     return cells
 
 
+def starts_of(experiment: Record, repeats: int) -> range:
+    """The first seeds of `repeats` ranges; they start the experiment's number of images apart."""
+    return range(0, repeats * experiment["images"], experiment["images"])
+
+
 def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[Cell]:
     """The cells whose name contains one of the words; the words are separated by commas.
 
@@ -170,14 +198,13 @@ def runs_of(
     cells: Iterable[Cell],
     *,
     images: int,
-    stride: int,
-    repeats: int,
+    starts: Sequence[int],
     settings: Sequence[str],
     compose: Callable[[list[str]], Sampling],
     defaults: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs of these cells: `repeats` ranges of `images` seeds; they start `stride` apart.
+    """The runs of these cells: for each, `images` seeds from each of `starts`.
 
     `compose` turns overrides into the settings of `sample`. `overrides` are the user's, for every
     cell; they replace the `defaults` with the same keys, which the experiment gives. Images are
@@ -196,7 +223,7 @@ def runs_of(
         first = [word for word in defaults if key_of(word) not in given]
         fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
         asked = compose([*first, *cell.overrides, *fixed])
-        for start in range(0, repeats * stride, stride):
+        for start in starts:
             seeds, out = f"{start}-{start + images - 1}", str(cell.folder(start))
             runs.append(Run(cell, replace(asked, seeds=seeds, out=out), images))
     return runs

@@ -19,9 +19,6 @@ from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
 from bdia_exp.verbs.table import TableDrawing, report_of, table
 
-MOST_RANGES = 1000
-"""The largest number of seed ranges of a cell."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reproducing(Asked):
@@ -43,8 +40,9 @@ class Reproducing(Asked):
         super().check()
         experiments.require_experiment(self.experiment)
         report_of(self.experiment, self.report)
-        for key in ("batch", "repeats", "limit"):
+        for key in ("batch", "limit"):
             positive(key, getattr(self, key))
+        positive("repeats", self.ranges, experiments.MOST_RANGES)
         if self.tflops is not None and not self.tflops > 0:
             raise UserError(f"tflops={self.tflops} must be more than 0")
 
@@ -53,6 +51,12 @@ class Reproducing(Asked):
         """Images of a run."""
         full: int = self.experiment["images"]
         return min(self.limit or full, full)
+
+    @property
+    def ranges(self) -> int:
+        """Seed ranges of a cell."""
+        own: int = self.experiment.get("repeats", 1)
+        return own if self.repeats is None else self.repeats
 
     @property
     def root(self) -> Path:
@@ -68,7 +72,9 @@ class Reproducing(Asked):
     def drawing(self) -> TableDrawing:
         """What draws the tables."""
         report = report_of(self.experiment, self.report)
-        return TableDrawing(experiment=self.experiment, out=str(self.root), report=report)
+        return TableDrawing(
+            experiment=self.experiment, out=str(self.root), report=report, repeats=self.ranges
+        )
 
 
 def reproduce(asked: Reproducing, compose: Compose) -> Record:
@@ -110,13 +116,10 @@ def plan_of(asked: Reproducing, compose: Compose) -> list[Run]:
     """Every run of the chosen cells."""
     experiment = asked.experiment
     cells = experiments.cells_of(experiment, asked.root)
-    repeats = experiment.get("repeats", 1) if asked.repeats is None else asked.repeats
-    positive("repeats", repeats, MOST_RANGES)
     return experiments.runs_of(
         experiments.chosen(cells, asked.cells, experiment["name"]),
         images=asked.images,
-        stride=experiment["images"],
-        repeats=repeats,
+        starts=experiments.starts_of(experiment, asked.ranges),
         settings=[f"device={asked.device}", *([f"batch={asked.batch}"] if asked.batch else [])],
         defaults=experiment.get("settings", []),
         overrides=split("overrides", asked.overrides),

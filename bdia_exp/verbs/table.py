@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bdia_exp import dist
-from bdia_exp.console import one_of, say
+from bdia_exp.console import one_of, positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, folder_of
@@ -22,11 +22,20 @@ class TableDrawing(Asked):
     experiment: Record
     out: str | None
     report: str | None
+    repeats: int | None = None
 
     def check(self) -> None:
         super().check()
         experiments.require_experiment(self.experiment)
         report_of(self.experiment, self.report)
+        positive("repeats", self.repeats, experiments.MOST_RANGES)
+
+    @property
+    def starts(self) -> range | None:
+        """The first seeds of the runs that are shown; None: of all."""
+        if self.repeats is None:
+            return None
+        return experiments.starts_of(self.experiment, self.repeats)
 
 
 def report_of(experiment: Record, report: str | None) -> str:
@@ -41,7 +50,9 @@ def table(asked: TableDrawing) -> Record:
     experiment = asked.experiment
     root = folder_of(asked.out, experiment["name"])
     cells = experiments.cells_of(experiment, root)
-    scored = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
+    scored = {
+        (c.table, c.row, c.column): found for c in cells if (found := c.records(asked.starts))
+    }
     if not scored:
         raise UserError(
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bdia_exp.console import positive
 from bdia_exp.errors import KINDS, UserError
@@ -105,17 +105,28 @@ OPTIONAL: dict[str, type] = {
 """Other keys of an experiment or a table."""
 
 
-def require_experiment(experiment: Record) -> None:
-    """Raises UserError, naming the key, unless this is an experiment as in configs/experiment."""
+def checked(experiment: Record) -> Record:
+    """The experiment with labels that are text, and without keys that have no value.
+
+    Raises UserError, naming the key, unless it is an experiment as in configs/experiment.
+    """
     _require_keys("experiment", experiment, EXPERIMENT)
     positive("experiment.images", experiment["images"], MOST_SEEDS)
     words_of("experiment.settings", experiment.get("settings") or [])
     for place, table in enumerate(experiment["tables"]):
         where = f"experiment.tables.{place}"
         _require_keys(where, table, TABLE)
-        words_of(where, [*experiment.get("common", []), *table.get("common", [])])
+        words_of(where, [*(experiment.get("common") or []), *(table.get("common") or [])])
         for label, words in (*table["rows"].items(), *table["columns"].items()):
             words_of(f"{where}: {label}", words)
+    return cast(Record, _tidy(experiment))
+
+
+def _tidy(node: Any) -> Any:
+    """The same, where every key is text and has a value."""
+    if isinstance(node, Mapping):
+        return {str(key): _tidy(value) for key, value in node.items() if value is not None}
+    return [_tidy(value) for value in node] if isinstance(node, list) else node
 
 
 def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
@@ -140,9 +151,7 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
                 words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
                 slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
                 overrides = (*common, *how, *where)
-                cells.append(
-                    Cell(table["name"], row, str(column), overrides, root / "cells" / slug)
-                )
+                cells.append(Cell(table["name"], row, column, overrides, root / "cells" / slug))
     return cells
 
 

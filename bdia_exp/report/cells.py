@@ -49,14 +49,14 @@ def collect(
         cells = [
             _cell(table, row, column, runs, usual)
             for row in table["rows"]
-            for column in map(str, table["columns"])
+            for column in table["columns"]
             if (runs := records.get((table["name"], row, column)))
         ]
         drawn.append(
             {
                 **{key: table[key] for key in ("name", "title", "axis")},
                 "rows": list(table["rows"]),
-                "columns": [str(column) for column in table["columns"]],
+                "columns": list(table["columns"]),
                 "match": table.get("match"),
                 "cells": cells,
             }

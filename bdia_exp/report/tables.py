@@ -210,7 +210,7 @@ def _as_asked_grids(table: Mapping[str, Any], cells: Mapping) -> list[str]:
 
 def _nearest_row(table: Mapping[str, Any], cells: Mapping) -> str:
     """The row nearest to the published numbers in `match`, by its largest relative difference."""
-    wanted = {str(column): fid for column, fid in table["match"].items()}
+    wanted = table["match"]
     goal = " / ".join(map(str, wanted.values()))
     distance = {
         row: max(abs(cells[row, column]["fid"] / fid - 1) for column, fid in wanted.items())

@@ -8,7 +8,7 @@ from bdia_exp import dist
 from bdia_exp.console import duration, positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
-from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
+from bdia_exp.jobs.asked import Compose, Overrides, folder_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.plan import Costs, Needs, absent, described, refused
@@ -17,19 +17,16 @@ from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
-from bdia_exp.verbs.table import TableDrawing, report_of, table
+from bdia_exp.verbs.table import OfExperiment, TableDrawing, report_of, table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproducing(Asked):
-    """An experiment, which part of it to run, and overrides for every cell."""
+class Reproducing(OfExperiment):
+    """Which part of an experiment to run, and overrides for every cell."""
 
-    experiment: Record
-    out: str | None
     limit: int | None
     cells: str | int | None
     repeats: int | None
-    report: str | None
     batch: int | None
     device: str
     overrides: Overrides | None
@@ -38,8 +35,6 @@ class Reproducing(Asked):
 
     def check(self) -> None:
         super().check()
-        experiments.require_experiment(self.experiment)
-        report_of(self.experiment, self.report)
         for key in ("batch", "limit"):
             positive(key, getattr(self, key))
         positive("repeats", self.ranges, experiments.MOST_RANGES)

@@ -16,18 +16,30 @@ from bdia_exp.verbs import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableDrawing(Asked):
+class OfExperiment(Asked):
     """An experiment, and where its records are."""
 
     experiment: Record
     out: str | None
     report: str | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experiment", experiments.checked(self.experiment))
+        super().__post_init__()
+
+    def check(self) -> None:
+        super().check()
+        report_of(self.experiment, self.report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDrawing(OfExperiment):
+    """Which runs of an experiment are shown."""
+
     repeats: int | None = None
 
     def check(self) -> None:
         super().check()
-        experiments.require_experiment(self.experiment)
-        report_of(self.experiment, self.report)
         positive("repeats", self.repeats, experiments.MOST_RANGES)
 
     @property

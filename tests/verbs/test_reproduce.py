@@ -183,6 +183,27 @@ def test_a_table_of_records_alone(tmp_path, capsys):
     assert not (tmp_path / "samples.png").exists()
 
 
+def test_keys_without_a_value_are_as_absent(tmp_path, capsys):
+    empty = dict.fromkeys(("settings", "repeats", "report"))
+    tables = [EXPERIMENT["tables"][0] | dict.fromkeys(("common", "published", "match"))]
+    common = {"common": None} | {"tables": [tables[0] | {"common": ["model=fashion_mini"]}]}
+    for experiment in (EXPERIMENT | empty | {"tables": tables}, EXPERIMENT | empty | common):
+        asking.reproduce(experiment, tmp_path, dry_run=True)
+        assert "0 of 4 runs are there" in capsys.readouterr().out
+    ranges_of_a_cell(tmp_path, {})
+    assert asking.table(experiment, tmp_path)["report"] == "mean"
+
+
+def test_labels_need_no_quotation_marks(tmp_path):
+    """YAML reads the labels of NFEs as numbers."""
+    numbers = {"columns": {3: ["nfe=3"]}, "published": {"EDM": {3: 1.5}}, "match": {3: 1.5}}
+    ranges_of_a_cell(tmp_path, {})
+    experiment = EXPERIMENT | {"common": [], "tables": [EXPERIMENT["tables"][0] | numbers]}
+    (table,) = asking.table(experiment, tmp_path)["tables"]
+    assert (table["columns"], table["match"]) == (["3"], {"3": 1.5})
+    assert table["cells"][0]["published"] == 1.5
+
+
 def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path, capsys):
     words = ["reproduce", "demo", "limit=70", "cells=at 9", "device=cpu", "batch=16"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

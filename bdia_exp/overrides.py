@@ -108,6 +108,11 @@ def numbers(key: str, given: Any) -> list[float]:
     return list(dict.fromkeys(found))
 
 
+def exactly(number: float) -> str:
+    """The shortest text that means this number and no other: "1" and "0.9999999"."""
+    return str(number).removesuffix(".0")
+
+
 def _list(given: Any) -> list[Any]:
     if isinstance(given, str):
         return [part for part in given.split(",") if part.strip()]

@@ -19,7 +19,7 @@ from bdia_exp.jobs.claims import known
 from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.references import same_score
 from bdia_exp.jobs.settings import Sampling
-from bdia_exp.overrides import key_of, words_of
+from bdia_exp.overrides import key_of, listed, words_of
 from bdia_exp.report.cells import lacking
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
@@ -165,7 +165,7 @@ def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[
 
     Raises UserError for a word that no name contains.
     """
-    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
+    parts = listed(str(words or ""))
     for part in parts:
         if not any(part in cell.name for cell in cells):
             raise UserError(

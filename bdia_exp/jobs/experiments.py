@@ -5,7 +5,6 @@ measured by one run of `sample`, or by several with different seeds: EDM's proto
 ranges of 50,000 seeds and reports the smallest FID; the tables show the mean first.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from bdia_exp.overrides import key_of, listed, words_of
 from bdia_exp.report.cells import lacking
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
+from bdia_exp.store.files import file_name
 from bdia_exp.store.records import Record
 
 SETTLED = {"images", "seeds", "out", "score"}
@@ -148,8 +148,7 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
         common = [*experiment.get("common", []), *table.get("common", [])]
         for row, how in table["rows"].items():
             for column, where in table["columns"].items():
-                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
-                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
+                slug = file_name(f"{table['name']}-{row}-{column}")
                 overrides = (*common, *how, *where)
                 cells.append(Cell(table["name"], row, column, overrides, root / "cells" / slug))
     return cells

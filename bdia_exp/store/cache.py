@@ -1,13 +1,13 @@
 """A study's results on disk. A stored result is not computed again."""
 
 import glob
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bdia_exp import dist
 from bdia_exp.store import records
+from bdia_exp.store.files import file_name
 from bdia_exp.store.records import Record
 
 AND = "; "
@@ -51,7 +51,7 @@ class Cells:
         self, name: str, identity: Mapping[str, Any], compute: Callable[[], Record], device: str
     ) -> Record:
         plain = self._plainly(identity)
-        slug = re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)
+        slug = file_name(name)
         for file in sorted((self.root / "cells").glob(f"{glob.escape(slug)}-????????.json")):
             found = records.load(file)
             if found and self._plainly(found.get("identity")) == plain:

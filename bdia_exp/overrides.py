@@ -61,7 +61,7 @@ def entries(
     is no entry, and for other overrides.
     """
     found: dict[str, list[str]] = {}
-    for entry in _list(given):
+    for entry in listed(given):
         if isinstance(entry, list):
             raise UserError(f"{key}: {entry} is a list within the list: give names")
         if isinstance(entry, Mapping):
@@ -100,7 +100,7 @@ def whole_numbers(key: str, given: Any, most: float = math.inf) -> list[int]:
 def numbers(key: str, given: Any) -> list[float]:
     """The numbers in a number, a list or a text with commas. Raises UserError for anything else."""
     try:
-        found = [float(number) for number in _list(given)]
+        found = [float(number) for number in listed(given)]
     except (TypeError, ValueError, OverflowError):
         found = []
     if not found or not all(map(math.isfinite, found)):
@@ -108,9 +108,15 @@ def numbers(key: str, given: Any) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def _list(given: Any) -> list[Any]:
+def exactly(number: float) -> str:
+    """The shortest text that means this number and no other: "1" and "0.9999999"."""
+    return str(number).removesuffix(".0")
+
+
+def listed(given: Any) -> list[Any]:
+    """The parts of a text with commas, or the entries of a list; one other value is a list, too."""
     if isinstance(given, str):
-        return [part for part in given.split(",") if part.strip()]
+        return [part for word in given.split(",") if (part := word.strip())]
     if given is None:
         return []
     return [*given] if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]

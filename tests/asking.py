@@ -47,8 +47,11 @@ def reproduce(experiment: dict, out: Path | None, compose=compose, **changes) ->
     return reproduced(Reproducing(experiment=experiment, out=out and str(out), **asked), compose)
 
 
-def table(experiment: dict, out: Path, report: str | None = None) -> dict:
-    return tabled(TableDrawing(experiment=experiment, out=str(out), report=report))
+def table(
+    experiment: dict, out: Path, report: str | None = None, repeats: int | None = None
+) -> dict:
+    asked = {"out": str(out), "report": report, "repeats": repeats}
+    return tabled(TableDrawing(experiment=experiment, **asked))
 
 
 def one_sentence(*words: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from bdia_exp.cli.configs import settings
 from bdia_exp.cli.words import expand
 from bdia_exp.errors import UserError
-from bdia_exp.overrides import quoted, split
+from bdia_exp.overrides import listed, quoted, split
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,8 @@ def test_what_is_not_closed_or_given_twice_is_said():
         expand("reproduce", ("demo", "overrides=a=1", "overrides=b=2"), multirun=False)
     (words,) = expand("sample", ("nfe=9", "nfe=11"), multirun=False)
     assert settings("sample", words).nfe == 11
+
+
+def test_names_may_have_spaces_around_them():
+    assert listed("fid, isc ,,") == listed(["fid", "isc"]) == ["fid", "isc"]
+    assert listed(None) == listed("") == []

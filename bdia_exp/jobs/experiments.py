@@ -5,12 +5,12 @@ measured by one run of `sample`, or by several with different seeds: EDM's proto
 ranges of 50,000 seeds and reports the smallest FID; the tables show the mean first.
 """
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bdia_exp.console import positive
 from bdia_exp.errors import KINDS, UserError
@@ -18,14 +18,17 @@ from bdia_exp.jobs.claims import known
 from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.references import same_score
 from bdia_exp.jobs.settings import Sampling
-from bdia_exp.overrides import key_of, words_of
+from bdia_exp.overrides import key_of, listed, words_of
 from bdia_exp.report.cells import lacking
 from bdia_exp.seeds import MOST as MOST_SEEDS
 from bdia_exp.store import records
+from bdia_exp.store.files import file_name
 from bdia_exp.store.records import Record
 
 SETTLED = {"images", "seeds", "out", "score"}
 """The keys of `sample` that `reproduce` sets."""
+MOST_RANGES = 1000
+"""The largest number of seed ranges of a cell."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,14 @@ class Cell:
         """The folder of the run whose first seed is `start`."""
         return self.root.with_name(f"{self.root.name}-from{start}") if start else self.root
 
-    def records(self) -> list[Record]:
-        """The complete records of this cell, in the order of their seeds.
+    def records(self, starts: Iterable[int] | None = None) -> list[Record]:
+        """The complete records of the runs with these first seeds; None: of all that are there.
 
-        Raises UserError for one that lacks what a table shows.
+        They are in the order of their seeds. Raises UserError for one that lacks what a table
+        shows, and for one of another experiment than the first.
         """
-        folders = {0: self.root}
-        for folder in self.root.parent.glob(f"{self.root.name}-from*"):
-            if (start := folder.name.rpartition("-from")[2]).isdigit():
-                folders[int(start)] = folder
-        files = [folders[start] / "record.json" for start in sorted(folders)]
+        shown = self._starts() if starts is None else starts
+        files = [self.folder(start) / "record.json" for start in shown]
         found = {file: record for file in files if (record := records.load(file))}
         whole = {file: record for file, record in found.items() if _scored(record)}
         for file, record in whole.items():
@@ -64,7 +65,29 @@ class Cell:
                     f"{file} is damaged (it has no {missing[0]}): remove that folder, and run the "
                     "same `reproduce` again"
                 )
+        _require_one_experiment({file.parent: record for file, record in whole.items()})
         return [*whole.values()]
+
+    def _starts(self) -> list[int]:
+        """The first seeds of all runs that may be there."""
+        others = self.root.parent.glob(f"{self.root.name}-from*")
+        found = [other.name.rpartition("-from")[2] for other in others]
+        return sorted({0, *(int(start) for start in found if start.isdigit())})
+
+
+def _require_one_experiment(runs: Mapping[Path, Record]) -> None:
+    """Raises UserError if the identities of these runs differ in more than their seeds."""
+    identities = {
+        folder: {**plainly(record["identity"]), "seeds": None} for folder, record in runs.items()
+    }
+    for before, folder in pairwise(identities):
+        records.require_same(
+            folder,
+            identities[folder],
+            identities[before],
+            f"a cell shows runs of one experiment, so remove that folder or {before}, and run the "
+            "same `reproduce` again",
+        )
 
 
 def _scored(record: Record) -> bool:
@@ -82,17 +105,28 @@ OPTIONAL: dict[str, type] = {
 """Other keys of an experiment or a table."""
 
 
-def require_experiment(experiment: Record) -> None:
-    """Raises UserError, naming the key, unless this is an experiment as in configs/experiment."""
+def checked(experiment: Record) -> Record:
+    """The experiment with labels that are text, and without keys that have no value.
+
+    Raises UserError, naming the key, unless it is an experiment as in configs/experiment.
+    """
     _require_keys("experiment", experiment, EXPERIMENT)
     positive("experiment.images", experiment["images"], MOST_SEEDS)
     words_of("experiment.settings", experiment.get("settings") or [])
     for place, table in enumerate(experiment["tables"]):
         where = f"experiment.tables.{place}"
         _require_keys(where, table, TABLE)
-        words_of(where, [*experiment.get("common", []), *table.get("common", [])])
+        words_of(where, [*(experiment.get("common") or []), *(table.get("common") or [])])
         for label, words in (*table["rows"].items(), *table["columns"].items()):
             words_of(f"{where}: {label}", words)
+    return cast(Record, _tidy(experiment))
+
+
+def _tidy(node: Any) -> Any:
+    """The same, where every key is text and has a value."""
+    if isinstance(node, Mapping):
+        return {str(key): _tidy(value) for key, value in node.items() if value is not None}
+    return [_tidy(value) for value in node] if isinstance(node, list) else node
 
 
 def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
@@ -114,13 +148,15 @@ def cells_of(experiment: Record, root: Path) -> list[Cell]:
         common = [*experiment.get("common", []), *table.get("common", [])]
         for row, how in table["rows"].items():
             for column, where in table["columns"].items():
-                words = f"{table['name']}-{row}-{column}".replace("γ", "gamma")
-                slug = re.sub(r"[^\w.=-]+", "_", words, flags=re.ASCII)
+                slug = file_name(f"{table['name']}-{row}-{column}")
                 overrides = (*common, *how, *where)
-                cells.append(
-                    Cell(table["name"], row, str(column), overrides, root / "cells" / slug)
-                )
+                cells.append(Cell(table["name"], row, column, overrides, root / "cells" / slug))
     return cells
+
+
+def starts_of(experiment: Record, repeats: int) -> range:
+    """The first seeds of `repeats` ranges; they start the experiment's number of images apart."""
+    return range(0, repeats * experiment["images"], experiment["images"])
 
 
 def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[Cell]:
@@ -128,7 +164,7 @@ def chosen(cells: list[Cell], words: str | int | None, experiment: str) -> list[
 
     Raises UserError for a word that no name contains.
     """
-    parts = [part for word in str(words or "").split(",") if (part := word.strip())]
+    parts = listed(str(words or ""))
     for part in parts:
         if not any(part in cell.name for cell in cells):
             raise UserError(
@@ -170,14 +206,13 @@ def runs_of(
     cells: Iterable[Cell],
     *,
     images: int,
-    stride: int,
-    repeats: int,
+    starts: Sequence[int],
     settings: Sequence[str],
     compose: Callable[[list[str]], Sampling],
     defaults: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs of these cells: `repeats` ranges of `images` seeds; they start `stride` apart.
+    """The runs of these cells: for each, `images` seeds from each of `starts`.
 
     `compose` turns overrides into the settings of `sample`. `overrides` are the user's, for every
     cell; they replace the `defaults` with the same keys, which the experiment gives. Images are
@@ -196,7 +231,7 @@ def runs_of(
         first = [word for word in defaults if key_of(word) not in given]
         fixed = ["save=scratch", "sheet=16", *overrides, "score=true", *settings]
         asked = compose([*first, *cell.overrides, *fixed])
-        for start in range(0, repeats * stride, stride):
+        for start in starts:
             seeds, out = f"{start}-{start + images - 1}", str(cell.folder(start))
             runs.append(Run(cell, replace(asked, seeds=seeds, out=out), images))
     return runs

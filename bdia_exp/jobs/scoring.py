@@ -18,6 +18,7 @@ from bdia_exp.jobs.settings import Comparing
 from bdia_exp.metrics.measured import ABOUT, Known
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.score import Score
+from bdia_exp.overrides import listed
 from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
 from bdia_exp.store.image_sets import ImageSet, is_image_set
@@ -180,11 +181,6 @@ def require_replaceable(file: Path, ours: Callable[[Path], bool], what: str) -> 
     else:
         if not (file.is_file() and ours(file)):
             raise UserError(f"out={file} is there and is not {what}: choose another name")
-
-
-def listed(metrics: list[str] | str | None) -> list[str]:
-    """The names of metrics as a list."""
-    return metrics.split(",") if isinstance(metrics, str) else metrics or []
 
 
 def require_size(resize: int | None) -> None:

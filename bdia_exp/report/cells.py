@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from bdia_exp.report.comparable import conditions
+
 Drawn = dict[str, Any]
 """An experiment's tables as plain data: the contents of tables.json, also used for the figures."""
 
@@ -47,14 +49,14 @@ def collect(
         cells = [
             _cell(table, row, column, runs, usual)
             for row in table["rows"]
-            for column in map(str, table["columns"])
+            for column in table["columns"]
             if (runs := records.get((table["name"], row, column)))
         ]
         drawn.append(
             {
                 **{key: table[key] for key in ("name", "title", "axis")},
                 "rows": list(table["rows"]),
-                "columns": [str(column) for column in table["columns"]],
+                "columns": list(table["columns"]),
                 "match": table.get("match"),
                 "cells": cells,
             }
@@ -90,15 +92,13 @@ def _cell(
         "fid_min": min(fids),
         "fid_sd": stdev(fids) if len(fids) > 1 else None,
         "fid_without_block": [run["score"].get("fid_without_block") for run in runs],
+        **conditions(first),
         "seeds": [run["identity"]["seeds"] for run in runs],
         "label_accuracy": _mean(runs, "label_accuracy"),
         "clip_score": _mean(runs, "clip_score"),
         "as_asked": _as_asked(runs),
-        "images": first["score"]["images"],
         "nfe": first["nfe"],
         "gamma": first.get("config", {}).get("sampler", {}).get("gamma"),
-        "note": first["score"]["note"],
-        "reference": first["config"]["reference"],
         "images_per_second": first["images_per_second"],
         "commit": first["commit"],
         "checkpoint_sha256": first["model"]["sha256"],

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from bdia_exp.report.cells import Drawn
+from bdia_exp.report.comparable import obstacle
 from bdia_exp.report.statistics import (
     Interval,
     difference,
@@ -88,15 +89,26 @@ def _about(drawn: Drawn, cells: Sequence[Mapping[str, Any]]) -> str:
     gammas = {(c["row"], _as_text(c["gamma"])) for c in cells if c["gamma"] and "γ" not in c["row"]}
     if gammas:
         sentences.append(" and ".join(f"{row} has γ = {gamma}" for row, gamma in sorted(gammas)))
-    references = sorted({cell["reference"] for cell in cells})
-    if len(references) > 1:
-        sentences.append(f"**not comparable**: scored against {' and '.join(references)}")
+    sentences += _not_comparable(cells)
     if images[0] < drawn["images"] and any(cell["published"] for cell in cells):
         sentences.append(
             f"fewer images than the {drawn['images']:,} of the published numbers give a larger "
             "FID: do not compare with them"
         )
     return ". ".join(f"{s[0].upper()}{s[1:]}" for s in sentences) + "."
+
+
+def _not_comparable(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on the cells that cannot be compared, whatever their seeds."""
+    references = sorted({cell["reference"] for cell in cells})
+    against = " and ".join(references) if len(references) > 1 else "different references"
+    why = {
+        "features": "scored in different features",
+        "reference": f"scored against {against}",
+        "images": "FID falls as the number of images grows",
+    }
+    found = {obstacle(cells[0], cell) for cell in cells}
+    return [f"**not comparable**: {text}" for what, text in why.items() if what in found]
 
 
 def _fid_texts(table: Mapping[str, Any], cells: Mapping, report: str) -> dict[tuple[str, str], str]:
@@ -136,16 +148,16 @@ def _interval(
 ) -> Interval | None:
     """The interval of a cell's score, or of its paired difference from another cell's.
 
-    None if a record lacks the parts, as older ones do, or if the two have other seeds.
+    None if a record lacks the parts, as older ones do, or if the two cannot be compared.
     """
     own = runs(cell)
     if other is None:
         found = [interval(*one) for one in own if one[1]]
-    elif cell["seeds"] == other["seeds"]:
+    elif obstacle(cell, other):
+        return None
+    else:
         pairs = zip(own, runs(other), strict=True)
         found = [difference(*a, *b) for a, b in pairs if a[1] and b[1]]
-    else:
-        return None
     return mean(found) if found and len(found) == len(own) else None
 
 
@@ -198,7 +210,7 @@ def _as_asked_grids(table: Mapping[str, Any], cells: Mapping) -> list[str]:
 
 def _nearest_row(table: Mapping[str, Any], cells: Mapping) -> str:
     """The row nearest to the published numbers in `match`, by its largest relative difference."""
-    wanted = {str(column): fid for column, fid in table["match"].items()}
+    wanted = table["match"]
     goal = " / ".join(map(str, wanted.values()))
     distance = {
         row: max(abs(cells[row, column]["fid"] / fid - 1) for column, fid in wanted.items())

@@ -1,13 +1,13 @@
 """A study's results on disk. A stored result is not computed again."""
 
 import glob
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from bdia_exp import dist
 from bdia_exp.store import records
+from bdia_exp.store.files import file_name
 from bdia_exp.store.records import Record
 
 AND = "; "
@@ -55,7 +55,9 @@ class Cells:
         return found
 
     def _stored(self, name: str, plain: Record, keys: Collection[str]) -> Record | None:
-        for file in sorted((self.root / "cells").glob(f"{glob.escape(_slug(name))}-????????.json")):
+        for file in sorted(
+            (self.root / "cells").glob(f"{glob.escape(file_name(name))}-????????.json")
+        ):
             found = records.load(file) or {}
             if self._plainly(found.get("identity")) == plain and {*keys} <= found.keys():
                 return found
@@ -67,11 +69,6 @@ class Cells:
         there = {"device": dist.device_name(device)}
         about = {"name": name, "identity": plain, **self.made, **there}
         found = {**about, **compute()}
-        file = f"{_slug(name)}-{records.digest(plain)}.json"
+        file = f"{file_name(name)}-{records.digest(plain)}.json"
         records.save(self.root / "cells" / file, found)
         return found
-
-
-def _slug(name: str) -> str:
-    """The name of a result as a part of its file's name."""
-    return re.sub(r"[^\w.=-]+", "_", name.replace("γ", "gamma"), flags=re.ASCII)

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -184,3 +185,8 @@ def save_image(path: Path, picture: Image.Image) -> None:
     """Writes a PNG with `atomic`."""
     with atomic(path) as part:
         picture.save(part, format="png")
+
+
+def file_name(words: str) -> str:
+    """A name of a file or a folder in ASCII, made of words in any characters."""
+    return re.sub(r"[^\w.=-]+", "_", words.replace("γ", "gamma"), flags=re.ASCII)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bdia_exp.console import say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked
 from bdia_exp.jobs.scoring import require_replaceable
 from bdia_exp.report.cells import AS_ASKED
+from bdia_exp.report.comparable import conditions, obstacle
 from bdia_exp.report.markdown import markdown_table
 from bdia_exp.report.statistics import Interval, difference, interval, told, told_difference
 from bdia_exp.store import records
@@ -58,14 +58,12 @@ class Scored:
 
     name: str
     record: Record
-    images: int
-    note: str
+    conditions: Record
     numbers: dict[str, Number]
 
-    @property
-    def seeds(self) -> Any:
-        """The seeds of the images; None if `evaluate` scored them."""
-        return self.record.get("identity", {}).get("seeds")
+    def is_paired_with(self, other: "Scored") -> bool:
+        """Whether the differences of the two show something."""
+        return obstacle(self.conditions, other.conditions) is None
 
 
 def compare(asked: Comparison) -> Record:
@@ -88,7 +86,8 @@ def compare(asked: Comparison) -> Record:
         row, found = [run.name, "–" if nfe is None else str(nfe)], Record()
         for name in names:
             number = run.numbers[name]
-            change = None if run is first else number.minus(first.numbers[name])
+            paired = run is not first and run.is_paired_with(first)
+            change = number.minus(first.numbers[name]) if paired else None
             shown = told_difference(change, is_share=number.is_share) if change else "–"
             row += [number.text(), shown]
             found[name] = asdict(number) | {"minus_first": change and asdict(change)}
@@ -105,16 +104,17 @@ def compare(asked: Comparison) -> Record:
 def _about(runs: Sequence[Scored]) -> str:
     """What holds for all numbers: the images, the features, and how they are paired."""
     first = runs[0]
-    sentences = [f"{first.images:,} images a run. {first.note}."]
+    sentences = [f"{first.conditions['images']:,} images a run. {first.conditions['note']}."]
     if without := [run.name for run in runs if not run.numbers["FID"].without_block]:
         sentences.append(f"Too few images for an interval, or an old score: {', '.join(without)}.")
     if len(without) < len(runs):
         sentences.append("± is half of the 95 % interval.")
-    if others := [run.name for run in runs if run.seeds != first.seeds]:
-        unpaired = "Not known to have the seeds of the first run, so not paired"
+    others = [run.name for run in runs if not run.is_paired_with(first)]
+    if others:
+        unpaired = "Not known to have the seeds of the first run, so no difference is given"
         sentences.append(f"{unpaired}: {', '.join(others)}.")
-    else:
-        by = "place in the set of images" if first.seeds is None else "seed"
+    if len(others) < len(runs) - 1:
+        by = "place in the set of images" if first.conditions["seeds"] is None else "seed"
         sentences.append(f"Differences are paired by {by}.")
     return " ".join(sentences)
 
@@ -133,7 +133,7 @@ def _scored(name: str) -> Scored:
     if not score or record.get("complete") is False:
         raise UserError(f"{name} has no score: run the same `sample` with score=true to its end")
     try:
-        return Scored(name, record, int(score["images"]), str(score["note"]), _numbers(score))
+        return Scored(name, record, conditions(record), _numbers(score))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error!r}): run it again") from None
 
@@ -154,26 +154,17 @@ def _numbers(score: Record) -> dict[str, Number]:
 
 def _require_comparable(one: Scored, other: Scored) -> None:
     """Raises UserError unless two scores have the same features, reference and number of images."""
-    both = f"{one.name} and {other.name}"
-    features = [(run.note, run.record["score"].get("features_sha256")) for run in (one, other)]
-    if features[0] != features[1]:
-        raise UserError(
-            f"{both} are scored in different features ({one.note}; {other.note}): score both in "
-            "the same ones"
-        )
-    names = [run.record.get("config", {}).get("reference") for run in (one, other)]
-    hashes = [run.record.get("reference_sha256") for run in (one, other)]
-    known = hashes if all(hashes) else names
-    if known[0] != known[1]:
-        raise UserError(
-            f"{both} are scored against different references ({names[0]}; {names[1]}): score both "
-            "against the same one"
-        )
-    if one.images != other.images:
-        raise UserError(
-            f"{both} have {one.images:,} and {other.images:,} images: FID falls as the number of "
-            "images grows, so compare equal numbers"
-        )
+    both, (a, b) = f"{one.name} and {other.name}", (one.conditions, other.conditions)
+    why = {
+        "features": f"are scored in different features ({a['note']}; {b['note']}): score both in "
+        "the same ones",
+        "reference": f"are scored against different references ({a['reference']}; "
+        f"{b['reference']}): score both against the same one",
+        "images": f"have {a['images']:,} and {b['images']:,} images: FID falls as the number of "
+        "images grows, so compare equal numbers",
+    }
+    if found := why.get(obstacle(a, b) or ""):
+        raise UserError(f"{both} {found}")
 
 
 VERB = Verb(compare, Comparison)

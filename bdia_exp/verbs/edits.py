@@ -1,6 +1,5 @@
 """`edits`: the same images edited by several methods, on one sheet (BDIA's Figures 4 and 6)."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from bdia_exp.samplers.cost import MOST, affordable, evaluations
 from bdia_exp.samplers.schedules import Schedule, linear_vp
 from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
-from bdia_exp.store.files import write_text
+from bdia_exp.store.files import file_name, write_text
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.images import contact_sheet
 from bdia_exp.store.records import Record
@@ -85,7 +84,7 @@ def edits(asked: EditComparison, compose: Compose) -> Record:
     made: Record = {}
     folders: dict[str, Path] = {}
     for label, words in plan.items():
-        folders[label] = root / re.sub(r"[^\w.=-]+", "_", label, flags=re.ASCII)
+        folders[label] = root / file_name(label)
         say(f"-- {label}")
         made[label] = edit(compose([*words, f"out={quoted(folders[label])}"]))
     _draw(made, folders, root, asked.images)

@@ -9,13 +9,13 @@ from bdia_exp.console import say
 from bdia_exp.jobs.references import reference_sha256
 from bdia_exp.jobs.scoring import (
     image_set,
-    listed,
     require_replaceable,
     score_set,
     scorer_of,
 )
 from bdia_exp.jobs.settings import Computing, Scoring
 from bdia_exp.metrics.clip import prompts_of
+from bdia_exp.overrides import listed
 from bdia_exp.report import scores
 from bdia_exp.store import records
 from bdia_exp.store.records import Record

@@ -14,7 +14,7 @@ from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.identity import plainly, sampler_identity
 from bdia_exp.jobs.problems import Problem, last, problems_of
-from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.overrides import entries, exactly, listed, numbers, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report.markdown import finite, markdown_table, publish, short
 from bdia_exp.samplers import fixedpoint, inversion
@@ -73,8 +73,7 @@ def exactness(asked: ExactnessStudy, compose: Compose) -> Record:
     """
     wanted = sorted(whole_numbers("steps", asked.steps, MOST))
     device = dist.device(asked.device)
-    given = asked.states.split(",") if isinstance(asked.states, str) else asked.states
-    states = [*dict.fromkeys(map(str, given))]
+    states = [*dict.fromkeys(map(str, listed(asked.states)))]
     if not states:
         raise UserError(f"give states=: any of {', '.join(inversion.STATES)}")
     for state in states:
@@ -111,7 +110,9 @@ def _methods(
     for gamma in gammas:
         if not 0 < gamma <= 1:
             raise UserError(f"gammas={gamma:g} must be above 0 and at most 1 to be inverted")
-    rows = {f"bdia_ddim γ={g:g}": ["sampler=bdia_ddim", f"sampler.gamma={g}"] for g in gammas}
+    rows = {
+        f"bdia_ddim γ={exactly(g)}": ["sampler=bdia_ddim", f"sampler.gamma={g}"] for g in gammas
+    }
     rows |= entries("samplers", samplers, "sampler", within=("grid",)) if samplers else {}
     found = []
     for label, overrides in rows.items():

@@ -9,6 +9,7 @@ from bdia_exp.console import say
 from bdia_exp.errors import UserError, nearest
 from bdia_exp.jobs.asked import Asked
 from bdia_exp.metrics import inception
+from bdia_exp.overrides import listed
 from bdia_exp.sources import checkpoints
 from bdia_exp.sources import fetch as downloads
 from bdia_exp.store.records import Record
@@ -29,7 +30,9 @@ def fetch(asked: Fetching, listing: Record) -> list[Path]:
     not be fetched.
     """
     sources = _sources(listing)
-    names = asked.what.split(",")
+    names = listed(asked.what)
+    if not names:
+        raise UserError("give what=: names of models, files or data sets, separated by commas")
     for name in names:
         if name not in sources:
             raise UserError(

@@ -8,7 +8,7 @@ from bdia_exp import dist
 from bdia_exp.console import duration, positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
-from bdia_exp.jobs.asked import Asked, Compose, Overrides, folder_of
+from bdia_exp.jobs.asked import Compose, Overrides, folder_of
 from bdia_exp.jobs.experiments import Run
 from bdia_exp.jobs.pace import Pace
 from bdia_exp.jobs.plan import Costs, Needs, absent, described, refused
@@ -17,22 +17,16 @@ from bdia_exp.store import records
 from bdia_exp.store.records import Record
 from bdia_exp.verbs import Verb
 from bdia_exp.verbs.sample import sample
-from bdia_exp.verbs.table import TableDrawing, report_of, table
-
-MOST_RANGES = 1000
-"""The largest number of seed ranges of a cell."""
+from bdia_exp.verbs.table import OfExperiment, TableDrawing, report_of, table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproducing(Asked):
-    """An experiment, which part of it to run, and overrides for every cell."""
+class Reproducing(OfExperiment):
+    """Which part of an experiment to run, and overrides for every cell."""
 
-    experiment: Record
-    out: str | None
     limit: int | None
     cells: str | int | None
     repeats: int | None
-    report: str | None
     batch: int | None
     device: str
     overrides: Overrides | None
@@ -41,10 +35,9 @@ class Reproducing(Asked):
 
     def check(self) -> None:
         super().check()
-        experiments.require_experiment(self.experiment)
-        report_of(self.experiment, self.report)
-        for key in ("batch", "repeats", "limit"):
+        for key in ("batch", "limit"):
             positive(key, getattr(self, key))
+        positive("repeats", self.ranges, experiments.MOST_RANGES)
         if self.tflops is not None and not self.tflops > 0:
             raise UserError(f"tflops={self.tflops} must be more than 0")
 
@@ -53,6 +46,12 @@ class Reproducing(Asked):
         """Images of a run."""
         full: int = self.experiment["images"]
         return min(self.limit or full, full)
+
+    @property
+    def ranges(self) -> int:
+        """Seed ranges of a cell."""
+        own: int = self.experiment.get("repeats", 1)
+        return own if self.repeats is None else self.repeats
 
     @property
     def root(self) -> Path:
@@ -68,7 +67,9 @@ class Reproducing(Asked):
     def drawing(self) -> TableDrawing:
         """What draws the tables."""
         report = report_of(self.experiment, self.report)
-        return TableDrawing(experiment=self.experiment, out=str(self.root), report=report)
+        return TableDrawing(
+            experiment=self.experiment, out=str(self.root), report=report, repeats=self.ranges
+        )
 
 
 def reproduce(asked: Reproducing, compose: Compose) -> Record:
@@ -110,13 +111,10 @@ def plan_of(asked: Reproducing, compose: Compose) -> list[Run]:
     """Every run of the chosen cells."""
     experiment = asked.experiment
     cells = experiments.cells_of(experiment, asked.root)
-    repeats = experiment.get("repeats", 1) if asked.repeats is None else asked.repeats
-    positive("repeats", repeats, MOST_RANGES)
     return experiments.runs_of(
         experiments.chosen(cells, asked.cells, experiment["name"]),
         images=asked.images,
-        stride=experiment["images"],
-        repeats=repeats,
+        starts=experiments.starts_of(experiment, asked.ranges),
         settings=[f"device={asked.device}", *([f"batch={asked.batch}"] if asked.batch else [])],
         defaults=experiment.get("settings", []),
         overrides=split("overrides", asked.overrides),

@@ -16,11 +16,12 @@ from bdia_exp.jobs.gammas import full_name, gammas_of
 from bdia_exp.jobs.identity import identity_of, keep_coefficients
 from bdia_exp.jobs.references import reference_sha256, require_statistics
 from bdia_exp.jobs.sampling import Job, Places, stream
-from bdia_exp.jobs.scoring import listed, scorer_of
+from bdia_exp.jobs.scoring import scorer_of
 from bdia_exp.jobs.settings import Sampling, Scoring
 from bdia_exp.jobs.texts import guidance_of
 from bdia_exp.metrics.score import Score
 from bdia_exp.models import warn_of_cut
+from bdia_exp.overrides import listed
 from bdia_exp.report import scores
 from bdia_exp.store.images import save_sheet
 from bdia_exp.store.records import Record

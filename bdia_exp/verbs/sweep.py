@@ -9,7 +9,7 @@ from bdia_exp.console import positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs.asked import Asked, Compose, folder_of
 from bdia_exp.jobs.coefficients import bare
-from bdia_exp.overrides import entries, numbers, whole_numbers
+from bdia_exp.overrides import entries, exactly, numbers, whole_numbers
 from bdia_exp.report import figures
 from bdia_exp.report import tables as drawing
 from bdia_exp.samplers.cost import MOST, affordable
@@ -47,6 +47,7 @@ def sweep(asked: Sweeping, compose: Compose) -> Record:
 
     Raises UserError for a γ that no sampler takes, and for an NFE below a sampler's minimum.
     """
+    dist.start("cpu" if asked.dry_run else dist.device(asked.device))
     experiment, notes = _experiment(asked, compose)
     for note in notes:
         say(note)
@@ -94,7 +95,7 @@ def _experiment(asked: Sweeping, compose: Compose) -> tuple[Record, list[str]]:
                 "title": name,
                 "axis": "NFE",
                 "common": common,
-                "rows": {f"γ={g:g}": [f"sampler.gamma={g}"] for g in gammas},
+                "rows": {f"γ={exactly(g)}": [f"sampler.gamma={g}"] for g in gammas},
                 "columns": {str(nfe): [f"nfe={nfe}"] for nfe in spent.values()},
             }
         )

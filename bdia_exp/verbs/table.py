@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bdia_exp import dist
-from bdia_exp.console import one_of, say
+from bdia_exp.console import one_of, positive, say
 from bdia_exp.errors import UserError
 from bdia_exp.jobs import experiments
 from bdia_exp.jobs.asked import Asked, folder_of
@@ -16,17 +16,38 @@ from bdia_exp.verbs import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableDrawing(Asked):
+class OfExperiment(Asked):
     """An experiment, and where its records are."""
 
     experiment: Record
     out: str | None
     report: str | None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experiment", experiments.checked(self.experiment))
+        super().__post_init__()
+
     def check(self) -> None:
         super().check()
-        experiments.require_experiment(self.experiment)
         report_of(self.experiment, self.report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDrawing(OfExperiment):
+    """Which runs of an experiment are shown."""
+
+    repeats: int | None = None
+
+    def check(self) -> None:
+        super().check()
+        positive("repeats", self.repeats, experiments.MOST_RANGES)
+
+    @property
+    def starts(self) -> range | None:
+        """The first seeds of the runs that are shown; None: of all."""
+        if self.repeats is None:
+            return None
+        return experiments.starts_of(self.experiment, self.repeats)
 
 
 def report_of(experiment: Record, report: str | None) -> str:
@@ -41,7 +62,9 @@ def table(asked: TableDrawing) -> Record:
     experiment = asked.experiment
     root = folder_of(asked.out, experiment["name"])
     cells = experiments.cells_of(experiment, root)
-    scored = {(c.table, c.row, c.column): found for c in cells if (found := c.records())}
+    scored = {
+        (c.table, c.row, c.column): found for c in cells if (found := c.records(asked.starts))
+    }
     if not scored:
         raise UserError(
             f"{root} holds no records of {experiment['name']}: run `bdia-exp reproduce "

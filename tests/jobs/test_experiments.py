@@ -61,7 +61,7 @@ def test_records_of_before_a_key_count_as_done():
 def test_a_cell_has_a_run_for_every_seed_range(tmp_path):
     cells = experiments.cells_of(HERE, tmp_path)
     runs = experiments.runs_of(
-        cells[:1], images=70, stride=1000, repeats=3, settings=["batch=70"], compose=compose
+        cells[:1], images=70, starts=range(0, 3000, 1000), settings=["batch=70"], compose=compose
     )
     assert [r.asked.seeds for r in runs] == ["0-69", "1000-1069", "2000-2069"]
     assert [r.root.name for r in runs] == [
@@ -225,9 +225,7 @@ def test_the_dry_run_reckons_the_published_tables_without_their_files(
 
 def test_gpu_hours_are_evaluations_times_operations_over_speed(tmp_path, capsys):
     cells = experiments.cells_of(HERE, tmp_path)
-    runs = experiments.runs_of(
-        cells, images=1000, stride=1000, repeats=1, settings=[], compose=compose
-    )
+    runs = experiments.runs_of(cells, images=1000, starts=[0], settings=[], compose=compose)
     costs = Costs()
     flops = costs.of(runs[0]).flops
     assert costs.flops(runs) == (pytest.approx(4000 * flops), 0)

@@ -1,5 +1,7 @@
 """Tables are pure functions of records."""
 
+import pytest
+
 from bdia_exp.report import tables
 from bdia_exp.report.cells import collect
 from bdia_exp.report.fids import fid_curves
@@ -109,6 +111,36 @@ def test_nothing_is_bold_where_the_cells_cannot_be_compared():
     assert "**" not in drawn([with_parts(3.0, 0.1)], [record(2.0, 5)])
     assert "**" not in drawn([with_parts(3.0, 0.1)], [with_parts(2.0, 0.1, seeds="5-9")])
     assert "**" not in drawn([with_parts(3.0, 0.1)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"config": {"reference": "s.npz"}}, "scored against r.npz and s.npz"),
+        ({"reference_sha256": "1"}, "scored against different references"),
+        ({"score": {"features_sha256": "1"}}, "scored in different features"),
+        ({"score": {"images": 2000}}, "FID falls as the number of images grows"),
+    ],
+)
+def test_what_cannot_be_compared_gets_no_verdict(changed, why):
+    first, other = with_parts(3.0, 0.1), with_parts(2.0, 0.1, 0.01)
+    if "reference_sha256" in changed:
+        first["reference_sha256"] = "0"
+    changed = changed | ({"score": other["score"] | changed["score"]} if "score" in changed else {})
+    text = drawn([first], [other | changed])
+    assert f"**not comparable**: {why}" in text
+    assert text.count("**") == 2  # nothing is bold
+    assert "better" not in text
+
+
+def test_a_reference_of_another_name_and_the_same_content_is_the_same():
+    first, other = (
+        with_parts(fid, 0.1, shift) | {"config": {"reference": name}, "reference_sha256": "0"}
+        for fid, shift, name in ((3.0, 0.0, "r.npz"), (2.0, 0.01, "s.npz"))
+    )
+    text = drawn([first], [other])
+    assert "not comparable**" not in text
+    assert "better" in text
 
 
 def test_several_seed_ranges_are_compared_range_by_range():

@@ -6,6 +6,7 @@ import pytest
 
 from bdia_exp.errors import UserError
 from bdia_exp.store import records
+from bdia_exp.store.files import file_name
 
 
 def test_digest_depends_on_the_values_and_not_on_their_order():
@@ -47,3 +48,7 @@ def test_differences_are_named(tmp_path):
         UserError, match=r"nfe was 35, now 23; sampler.gamma was 1.0, now the default"
     ):
         records.require_same(tmp_path, old, {"sampler": {}, "nfe": 23, "grid": (1, 2)})
+
+
+def test_a_name_of_a_file_is_ascii_and_keeps_gamma():
+    assert file_name("t-BDIA γ=0.5, ä/b-3") == "t-BDIA_gamma=0.5_b-3"

@@ -62,18 +62,28 @@ def test_a_difference_is_paired_by_blocks_of_seeds(runs, tmp_path, capsys):
     assert back["value"] == pytest.approx(-change)
 
 
-def test_runs_of_other_seeds_are_not_said_to_be_paired(runs, capsys):
+def test_runs_of_other_seeds_get_no_difference(runs, capsys):
+    _, other, _ = compare(runs / "coarse", runs / "other", runs / "fine")["runs"]
+    assert other["FID"]["minus_first"] is None
+    printed = capsys.readouterr().out
+    assert f"so no difference is given: {runs / 'other'}. Differences are paired" in printed
     compare(runs / "coarse", runs / "other")
-    assert f"so not paired: {runs / 'other'}." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"so no difference is given: {runs / 'other'}.\n" in printed
+    assert "shown" not in printed
 
 
-def test_a_run_and_the_scores_of_its_files_do_not_differ(runs, tmp_path):
+def test_scores_of_files_are_paired_by_place(runs, tmp_path):
+    """A score of `evaluate` does not tell the seeds, so it is not paired with that of a run."""
     words = [word for word in TOY if word != "save=none"]
     call("sample", [*words, "images=90", "nfe=3", f"out={tmp_path / 'kept'}"])
     score = tmp_path / "kept.json"
     call("evaluate", [f"images={tmp_path / 'kept'}", "features=bundled", f"out={score}"])
-    _, second = compare(runs / "coarse", score)["runs"]
-    assert second["FID"]["minus_first"] == pytest.approx({"value": 0, "half_width": 0}, abs=1e-6)
+    first, second = compare(runs / "coarse", score)["runs"]
+    assert second["FID"]["value"] == pytest.approx(first["FID"]["value"], abs=1e-6)
+    assert second["FID"]["minus_first"] is None
+    _, again = compare(score, score)["runs"]
+    assert again["FID"]["minus_first"] == pytest.approx({"value": 0, "half_width": 0}, abs=1e-6)
 
 
 def test_larger_shares_are_better(runs, tmp_path, capsys):

@@ -44,3 +44,10 @@ def test_coco_is_two_files(tmp_path, monkeypatch):
         UserError, match=r"(?s)annotations_trainval2014\.zip is .*\n  val2014\.zip is"
     ):
         fetch(settings("fetch", ["what=coco_val2014"]), {})
+
+
+def test_names_are_separated_by_commas_with_or_without_spaces():
+    with pytest.raises(UserError, match="'nothing' is not a model"):
+        fetch(settings("fetch", ["what='cifar10, nothing'"]), {})
+    with pytest.raises(UserError, match="give what="):
+        fetch(settings("fetch", ["what=','"]), {})

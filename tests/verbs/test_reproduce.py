@@ -138,6 +138,42 @@ def test_a_record_that_lacks_what_a_table_shows_is_named(tmp_path, entry, value)
         asking.table(EXPERIMENT, tmp_path)
 
 
+def ranges_of_a_cell(root, *changes: dict) -> list[str]:
+    """Writes the records of a cell: one of 70 images from each of the first seeds."""
+    folders = [f"t-EDM-3-from{70 * n}" if n else "t-EDM-3" for n in range(len(changes))]
+    for n, (folder, change) in enumerate(zip(folders, changes, strict=True)):
+        of_range = record(float(n), 3, seeds=f"{70 * n}-{70 * n + 69}") | {"complete": True}
+        of_range["identity"] |= change
+        records.save(root / "cells" / folder / "record.json", of_range)
+    return folders
+
+
+def test_a_table_shows_the_seed_ranges_that_were_asked_for(tmp_path):
+    ranges_of_a_cell(tmp_path, {}, {}, {})
+
+    def shown(**asked) -> list[float]:
+        return asking.table(EXPERIMENT, tmp_path, **asked)["tables"][0]["cells"][0]["fids"]
+
+    assert shown() == [0, 1, 2]
+    assert shown(repeats=2) == [0, 1]
+
+
+@pytest.mark.parametrize("other", [{"nfe": 9}, {"checkpoint": "1"}])
+def test_a_cell_has_runs_of_one_experiment(tmp_path, other):
+    first, odd = ranges_of_a_cell(tmp_path, {"nfe": 3, "checkpoint": "0"}, {"nfe": 3} | other)
+    with pytest.raises(UserError, match=rf"{odd} holds another experiment .*remove .*{first}, and"):
+        asking.table(EXPERIMENT, tmp_path)
+    asking.table(EXPERIMENT, tmp_path, repeats=1)
+
+
+def test_reproduce_draws_the_seed_ranges_that_it_planned(tmp_path):
+    reproduce(tmp_path, cells="EDM at 3", repeats=2)
+    odd = tmp_path / "cells/t-EDM-3-from70/record.json"
+    odd.write_text(odd.read_text().replace('"nfe": 3', '"nfe": 4'))
+    (cell,) = reproduce(tmp_path, cells="EDM at 3", repeats=1)["tables"][0]["cells"]
+    assert cell["seeds"] == ["0-69"]
+
+
 def test_a_table_of_records_alone(tmp_path, capsys):
     reproduce(tmp_path, cells="EDM")
     for file in (*tmp_path.rglob("sheet.png"), tmp_path / "samples.png"):
@@ -145,6 +181,27 @@ def test_a_table_of_records_alone(tmp_path, capsys):
     asking.table(EXPERIMENT, tmp_path)
     assert "tables.md, tables.json, fid.png\n" in capsys.readouterr().out
     assert not (tmp_path / "samples.png").exists()
+
+
+def test_keys_without_a_value_are_as_absent(tmp_path, capsys):
+    empty = dict.fromkeys(("settings", "repeats", "report"))
+    tables = [EXPERIMENT["tables"][0] | dict.fromkeys(("common", "published", "match"))]
+    common = {"common": None} | {"tables": [tables[0] | {"common": ["model=fashion_mini"]}]}
+    for experiment in (EXPERIMENT | empty | {"tables": tables}, EXPERIMENT | empty | common):
+        asking.reproduce(experiment, tmp_path, dry_run=True)
+        assert "0 of 4 runs are there" in capsys.readouterr().out
+    ranges_of_a_cell(tmp_path, {})
+    assert asking.table(experiment, tmp_path)["report"] == "mean"
+
+
+def test_labels_need_no_quotation_marks(tmp_path):
+    """YAML reads the labels of NFEs as numbers."""
+    numbers = {"columns": {3: ["nfe=3"]}, "published": {"EDM": {3: 1.5}}, "match": {3: 1.5}}
+    ranges_of_a_cell(tmp_path, {})
+    experiment = EXPERIMENT | {"common": [], "tables": [EXPERIMENT["tables"][0] | numbers]}
+    (table,) = asking.table(experiment, tmp_path)["tables"]
+    assert (table["columns"], table["match"]) == (["3"], {"3": 1.5})
+    assert table["cells"][0]["published"] == 1.5
 
 
 def test_reproduce_in_two_processes_gives_the_numbers_of_one(tmp_path, capsys):

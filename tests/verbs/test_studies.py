@@ -21,6 +21,7 @@ from bdia_exp.samplers.fitted import rms
 from bdia_exp.store.cache import Cells
 from bdia_exp.verbs.convergence import ConvergenceStudy, order
 from bdia_exp.verbs.convergence import convergence as converge
+from bdia_exp.verbs.sweep import _experiment
 from tests.asking import compose, one_sentence
 
 TOY = ["device=cpu", "count=4"]
@@ -214,6 +215,34 @@ def test_a_model_s_own_images_come_back(tmp_path):
 
 
 # --- sweep ---
+
+
+@pytest.mark.parametrize(
+    ("gammas", "rows"),
+    [
+        ("[0.9999999,1]", ["γ=0.9999999", "γ=1"]),
+        ("[0,0.5,0.95,1e-5]", ["γ=0", "γ=0.5", "γ=0.95", "γ=1e-05"]),
+    ],
+)
+def test_each_gamma_of_a_sweep_has_a_row(gammas, rows):
+    asked = settings("sweep", [f"gammas={gammas}", "nfes=[5]", "samplers=[bdia_edm]"])
+    (table,) = _experiment(asked, compose)[0]["tables"]
+    assert list(table["rows"]) == rows
+
+
+def test_a_sweep_begins_with_the_meeting_of_its_processes(tmp_path, monkeypatch):
+    """Before it every process takes itself for the first, and says what one is to say."""
+
+    def start(device: str) -> None:
+        raise UserError(f"met on {device}")
+
+    def told(note: str) -> None:
+        raise AssertionError(note)
+
+    monkeypatch.setattr("bdia_exp.dist.start", start)
+    monkeypatch.setattr("bdia_exp.verbs.sweep.say", told)
+    with pytest.raises(UserError, match="met on cpu"):
+        run("sweep", tmp_path, "nfes=[4]", "samplers=[bdia_edm]", "dry_run=true")
 
 
 @pytest.mark.quick

@@ -65,7 +65,7 @@ def text(record: Record) -> str:
 Types = Mapping[str, tuple[type, ...]]
 """Entries of a JSON object → their types, where it has them."""
 TYPES: Types = dict.fromkeys(("identity", "config", "score", "model", "features"), (dict,)) | {
-    "images_per_second": (int, float),
+    "images_per_second": (int, float, NoneType),
 }
 CONFIG_TYPES: Types = {
     "sheet": (int,),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 
 import torch
 
@@ -57,21 +58,27 @@ def recorded_scorer(record: Record) -> Score | None:
     config, about = record["config"], record.get("features")
     if not config.get("score"):
         return None
-    if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
-        raise UserError("record.json does not say with what its images are scored: run it again")
+    try:
+        if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
+            raise ValueError("it lacks some of what it needs")
+        records.require_types(about, {"resize": (int, NoneType)})
+        known, clip = Known.of(about), Known.of(about["clip"]) if about.get("clip") else None
+    except ValueError as error:
+        raise UserError(
+            f"record.json does not say with what its images are scored ({error}): run it again"
+        ) from None
     path, then = require_statistics(config.get("reference")), record.get("reference_sha256")
     if then and reference_sha256(str(path)) != then:
         raise UserError(
             f"reference={config['reference']} has other content than when the run was begun: bring "
             "the old file back, or run `sample` again to score against the new one"
         )
-    clip = about.get("clip")
     return Score(
-        Known(**{key: about[key] for key in ABOUT}),
+        known,
         Statistics.load(path),
         listed(config.get("metrics")),
         resize=about["resize"],
-        clip=Known(**clip) if clip else None,
+        clip=clip,
     )
 
 

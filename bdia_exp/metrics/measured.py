@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,13 +47,31 @@ class Known:
     note: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @classmethod
+    def of(cls, about: Any) -> "Known":
+        """From what a record says. Raises ValueError if that is no description of a network."""
+        if not isinstance(about, dict) or not {"name", "sha256"} <= about.keys():
+            raise ValueError("it describes no network")
+        found = {key: value for key, value in about.items() if key in ABOUT}
+        records.require_types(found, TYPES)
+        return cls(**found)
+
     def __call__(self, images: Any, prompts: Any = None) -> Any:
         raise TypeError(f"{self.name} is only known by its record")
 
     obeyed = __call__
 
 
-ABOUT = ("name", "sha256", "dim", "classes", "has_logits", "comparable_to_inception", "note")
+TYPES: records.Types = {
+    "name": (str,),
+    "sha256": (str,),
+    "dim": (int,),
+    "classes": (int, NoneType),
+    "has_logits": (bool,),
+    "comparable_to_inception": (bool,),
+    "note": (str,),
+}
+ABOUT = tuple(TYPES)
 
 
 def description(

@@ -77,6 +77,15 @@ def test_a_record_with_a_value_of_another_type_is_damaged(one, tmp_path, key):
             go_on()
 
 
+@pytest.mark.parametrize("changes", [{"classes": "ten"}, {"note": 3}], ids=str)
+def test_merge_says_that_a_record_describes_no_features(one, tmp_path, changes):
+    out = shutil.copytree(one, tmp_path / "out")
+    features = json.loads((out / "record.json").read_text())["features"]
+    change(out / "record.json", complete=False, features=features | changes)
+    with pytest.raises(UserError, match="does not say with what its images are scored"):
+        call("merge", [f"run={out}"])
+
+
 @pytest.mark.parametrize("error", [Stopped(15), KeyboardInterrupt()], ids=repr)
 def test_a_journal_says_that_a_signal_stopped_the_part(tmp_path, error):
     with suppress(KeyboardInterrupt), Journal(tmp_path, None, None):

@@ -34,6 +34,7 @@ from bdia_exp.extras import require
 from bdia_exp.models import parameter_count
 from bdia_exp.models.edges import canny
 from bdia_exp.models.stable_diffusion import StableDiffusion, load
+from bdia_exp.store.files import write_text
 
 
 def train(cfg: Any, model: StableDiffusion, images: Tensor, captions: np.ndarray) -> Stage:
@@ -87,7 +88,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
         "parameters": parameter_count(net),
         **stage.record(),
     }
-    (out / "mini_controlnet.json").write_text(json.dumps({"training": record}, indent=1) + "\n")
+    write_text(out / "mini_controlnet.json", json.dumps({"training": record}, indent=1) + "\n")
     print(f"wrote {folder} and {out / 'mini_controlnet.json'}")
 
 

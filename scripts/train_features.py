@@ -31,6 +31,7 @@ from bdia_exp.metrics.features import ClassifierFeatures, label_accuracy
 from bdia_exp.metrics.frechet import frechet_distance
 from bdia_exp.metrics.moments import Statistics
 from bdia_exp.metrics.sums import FeatureMoments
+from bdia_exp.store.files import atomic, write_text
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,8 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
     began = time.time()
     losses = train(net, images, labels, cfg)
     weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-    save_file(weights, out / "fashion_features.safetensors")
+    with atomic(out / "fashion_features.safetensors") as part:
+        save_file(weights, part)
     record = {
         "network": OmegaConf.to_container(cfg.network),
         "size": images.shape[-1],
@@ -121,7 +123,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
         },
     }
     json_file = out / "fashion_features.json"
-    json_file.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(json_file, json.dumps(record, indent=1) + "\n")
 
     extractor = ClassifierFeatures(out / "fashion_features", cfg.device)
     reference, train_accuracy = measure(extractor, images, labels, cfg.network.classes)
@@ -140,7 +142,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
         "test_accuracy": round(test_accuracy, 5),
         "floor_fid": float(f"{frechet_distance(test, reference):.6g}"),
     }
-    json_file.write_text(json.dumps({**record, "measured": measured}, indent=1) + "\n")
+    write_text(json_file, json.dumps({**record, "measured": measured}, indent=1) + "\n")
     for key, value in measured.items():
         print(f"{key} {value}")
 

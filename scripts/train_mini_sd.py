@@ -39,7 +39,7 @@ from bdia_exp.models import parameter_count
 from bdia_exp.models.clip_tokenizer import END
 from bdia_exp.models.sd_files import build, plain, schedule
 from bdia_exp.models.stable_diffusion import load
-from bdia_exp.store.files import atomic
+from bdia_exp.store.files import atomic, write_text
 
 
 def network(part: str, cfg: Any, **more: Any) -> nn.Module:
@@ -152,7 +152,7 @@ def write(cfg: Any, vae: Any, diffusion: Stage, tokenizer: Any) -> Path:
         "scheduler/scheduler_config.json": scheduler,
     }.items():
         (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_text(json.dumps(value, indent=2) + "\n")
+        write_text(folder / file, json.dumps(value, indent=2) + "\n")
     return folder
 
 
@@ -175,7 +175,7 @@ def main(config: str, overrides: tuple[str, ...]) -> None:
         counts = {name: parameter_count(net) for name, net in stage.net.items()}
         record[stage.file.stem] = {"parameters": counts, **stage.record()}
     folder = write(cfg, vae, diffusion, tokenizer)
-    (out / "mini_sd.json").write_text(json.dumps({"training": record}, indent=1) + "\n")
+    write_text(out / "mini_sd.json", json.dumps({"training": record}, indent=1) + "\n")
     print(f"wrote {folder} and {out / 'mini_sd.json'}")
 
 

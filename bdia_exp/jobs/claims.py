@@ -1,14 +1,16 @@
-"""The folder of a run is claimed for its identity before anything is loaded."""
+"""The folder of a run: claimed for its identity before anything is loaded."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bdia_exp import dist
 from bdia_exp.jobs.gammas import full_name
 from bdia_exp.jobs.identity import files_of, names_of, plainly
 from bdia_exp.jobs.settings import Inverting, Sampling, Solving
 from bdia_exp.sources import checkpoints
 from bdia_exp.store import records
+from bdia_exp.store.files import write_text
 from bdia_exp.store.records import Record
 from bdia_exp.store.runs import RunFolder
 
@@ -79,3 +81,10 @@ def require_weights(run: RunFolder, provenance: Mapping[str, Any]) -> None:
         if what in loaded and not value.startswith("random:")
     }
     records.require_same(run.root, claimed, {what: loaded[what] for what in claimed})
+
+
+def keep_coefficients(asked: Solving, root: Path) -> None:
+    """Copies the file that the sampler reads its coefficients from, if any, into a run's folder."""
+    if dist.rank() == 0 and (name := files_of(asked).get("coefficients_sha256")):
+        text = checkpoints.locate(name).read_text(encoding="utf-8")
+        write_text(root / "coefficients.json", text)

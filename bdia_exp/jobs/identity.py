@@ -14,7 +14,6 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from bdia_exp import dist
 from bdia_exp.jobs import coefficients
 from bdia_exp.jobs.asked import Source, as_key, computed_from, hints_of
 from bdia_exp.jobs.settings import (
@@ -27,7 +26,6 @@ from bdia_exp.jobs.settings import (
 from bdia_exp.samplers.core import Grid
 from bdia_exp.sources import checkpoints, fetch
 from bdia_exp.store import records
-from bdia_exp.store.files import write_text
 from bdia_exp.store.image_sets import ImageSet
 from bdia_exp.store.records import Record
 
@@ -251,13 +249,6 @@ def coefficients_for(asked: Solving, grid: Grid) -> coefficients.Coefficients | 
     found = coefficients.Coefficients.read(name)
     found.require({**fitted_for(asked), "levels": coefficients.plain_levels(grid)})
     return found
-
-
-def keep_coefficients(asked: Solving, root: Path) -> None:
-    """Copies the file that the sampler reads its coefficients from, if any, into a run's folder."""
-    if dist.rank() == 0 and (name := files_of(asked).get("coefficients_sha256")):
-        text = checkpoints.locate(name).read_text(encoding="utf-8")
-        write_text(root / "coefficients.json", text)
 
 
 def identity_of(asked: Drawing | Inverting, then: Mapping[str, Any], **more: Any) -> Record:

@@ -154,7 +154,8 @@ class Needs:
                 self._known[question] = _reason(ask)
         if lacks := [why for question in questions if (why := self._known[question])]:
             return lacks
-        return [why for why in [_reason(partial(require_possible, asked))] if why]
+        misfit = _reason(partial(require_possible, asked))
+        return [misfit] if misfit else []
 
 
 def _reason(ask: Callable[[], object]) -> str | None:

@@ -62,7 +62,8 @@ def recorded_scorer(record: Record) -> Score | None:
         if not isinstance(about, dict) or not {*ABOUT, "resize"} <= about.keys():
             raise ValueError("it lacks some of what it needs")
         records.require_types(about, {"resize": (int, NoneType)})
-        known, clip = Known.of(about), Known.of(about["clip"]) if about.get("clip") else None
+        known = Known.of(about)
+        clip = Known.of(about["clip"]) if about.get("clip") else None
     except ValueError as error:
         raise UserError(
             f"record.json does not say with what its images are scored ({error}): run it again"

@@ -16,10 +16,10 @@ from torch import Tensor
 from bdia_exp import dist, models
 from bdia_exp.console import progress, say
 from bdia_exp.errors import UserError
-from bdia_exp.jobs.claims import claim, require_weights
+from bdia_exp.jobs.claims import claim, keep_coefficients, require_weights
 from bdia_exp.jobs.coefficients import bare
 from bdia_exp.jobs.fits.fitting import ensure
-from bdia_exp.jobs.identity import identity_of, keep_coefficients, plainly
+from bdia_exp.jobs.identity import identity_of, plainly
 from bdia_exp.jobs.sampling import levels_of, sampler_on
 from bdia_exp.jobs.settings import Editing, Inverting
 from bdia_exp.jobs.texts import guidance_of, texts_of

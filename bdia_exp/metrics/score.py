@@ -203,7 +203,7 @@ class Score:
             "resize": self.resize,
         }
         least, most = self.moments.sizes()
-        even = 2 * least >= most  # else, as of every 20th seed, blocks give no interval
+        even = 2 * least >= most  # unequal blocks, as of every 20th seed, give no interval
         if even and found.count and found.count - most > found.dim + 1:
             parts = frechet_distances(self.moments.without_blocks(), self.reference)
             numbers["fid_without_block"] = parts

@@ -24,7 +24,7 @@ def obstacle(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """Why two scores with these `conditions` cannot be compared; None if they can.
 
     It is "features", "reference", "images" or "seeds": the first in which they differ. A reference
-    is known by its name where a sha256 is not known.
+    is identified by its name where a sha256 is not known.
     """
     reference = ["reference_sha256"]
     if not all(found["reference_sha256"] for found in (one, other)):

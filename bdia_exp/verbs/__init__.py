@@ -1,7 +1,8 @@
 """The verbs: one file per verb, with the verb's name. READ `sample` SECOND, after core.py.
 
 A file declares its verb with `VERB = Verb(function, asks)`. Its configuration, with defaults, help
-and an example, is configs/NAME.yaml. These files are the only list of verbs.
+and an example, is configs/NAME.yaml. These files are the only list of verbs. The verbs that take -p
+are named in `cli.commands.PARALLEL`, because help is shown without importing their files.
 """
 
 import importlib

@@ -20,7 +20,7 @@ from bdia_exp.verbs import Verb
 
 FORMATS = ("png", "zip", "npz")
 MOST_DIGITS = 100
-"""Of the number that a name is; a longer name is not read as a number."""
+"""The most digits of a name that is read as a number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from bdia_exp import dist
 from bdia_exp.console import progress, say
 from bdia_exp.jobs import sharding
 from bdia_exp.jobs.asked import as_key
-from bdia_exp.jobs.claims import claim, require_weights
+from bdia_exp.jobs.claims import claim, keep_coefficients, require_weights
 from bdia_exp.jobs.finished import finished
 from bdia_exp.jobs.fits.fitting import ensure
 from bdia_exp.jobs.gammas import full_name, gammas_of
-from bdia_exp.jobs.identity import identity_of, keep_coefficients
+from bdia_exp.jobs.identity import identity_of
 from bdia_exp.jobs.references import reference_sha256, require_statistics
 from bdia_exp.jobs.sampling import Job, Places, stream
 from bdia_exp.jobs.scoring import scorer_of

@@ -135,13 +135,13 @@ def asked_for(words: Iterable[str], nfe: int) -> Sampling:
 
 def sampling(cells: Cells, rows: dict[str, list[str]], nfes: Sequence[int]) -> list[Record]:
     """The distances of every sampler's end states from the fine solution."""
-    prepared, found = Prepared(), []
+    prepared, kept, found = Prepared(), {"distances": (dict,)}, []
     with progress(len(rows) * len(nfes), "cell") as bar:
         for (name, words), nfe in product(rows.items(), nfes):
             asked = asked_for([*words, "grid=karras"], nfe)
             run = partial(distances, prepared, asked)
             identity = prepared.identity(asked, SEEDS)
-            cell = cells.get(f"distance-{name}-{nfe}", identity, ["distances"], run, DEVICE)
+            cell = cells.get(f"distance-{name}-{nfe}", identity, kept, run, DEVICE)
             found.append({"row": name, "nfe": nfe, **cell["distances"]})
             bar.update()
     return found
@@ -161,13 +161,13 @@ def reversible(cells: Cells, prepared: Prepared, grid: str, nfe: int) -> list[Re
 
     One that cannot be undone on this grid is named and left out.
     """
-    found = []
+    kept, found = {"errors": (dict,)}, []
     for name, words in REVERSIBLE.items():
         asked = prepared.nearest([*words, f"grid={grid}"], nfe)
         trip = partial(round_trips, prepared, asked)
         try:
             identity = prepared.identity(asked, IMAGES)
-            made = cells.get(f"trip-{name}-{grid}-{nfe}", identity, ["errors"], trip, DEVICE)
+            made = cells.get(f"trip-{name}-{grid}-{nfe}", identity, kept, trip, DEVICE)
         except UserError as error:
             say(f"{grid} {nfe} {name} is left out: {error}")
             continue

@@ -5,6 +5,7 @@ measured by one run of `sample`, or by several with different seeds: EDM's proto
 ranges of 50,000 seeds and reports the smallest FID; the tables show the mean first.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -119,6 +120,11 @@ def checked(experiment: Record) -> Record:
         words_of(where, [*(experiment.get("common") or []), *(table.get("common") or [])])
         for label, words in (*table["rows"].items(), *table["columns"].items()):
             words_of(f"{where}: {label}", words)
+        _require_numbers(f"{where}.match", table.get("match"), table["columns"])
+        published = table.get("published") or {}
+        _require_labels(f"{where}.published", published, table["rows"])
+        for row, numbers in published.items():
+            _require_numbers(f"{where}.published.{row}", numbers, table["columns"])
     return cast(Record, _tidy(experiment))
 
 
@@ -139,6 +145,27 @@ def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
             raise UserError(f"{where}.{key} must be {KINDS[kind]}, not {value!r}")
         if key in needed and value in ("", [], {}):
             raise UserError(f"{where}.{key} must not be empty")
+
+
+def _require_labels(where: str, node: Iterable[Any], labels: Iterable[Any]) -> None:
+    """Raises UserError unless the keys of this node are labels of the table's rows or columns."""
+    known = [str(label) for label in labels]
+    for key in node:
+        if str(key) not in known:
+            raise UserError(f"{where} has the key {str(key)!r}; use one of {', '.join(known)}")
+
+
+def _require_numbers(where: str, node: Any, columns: Iterable[Any]) -> None:
+    """Raises UserError unless this is None or has a number for some of the table's columns."""
+    if node is None:
+        return
+    if not isinstance(node, dict):
+        raise UserError(f"{where} must be {KINDS[dict]}, not {node!r}")
+    _require_labels(where, node, columns)
+    for column, number in node.items():
+        is_number = type(number) in (int, float) and 0 < number < math.inf
+        if number is not None and not is_number:
+            raise UserError(f"{where}.{column} must be a number above 0, not {number!r}")
 
 
 def cells_of(experiment: Record, root: Path) -> list[Cell]:

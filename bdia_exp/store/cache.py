@@ -1,14 +1,14 @@
 """A study's results on disk. A stored result is not computed again."""
 
 import glob
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bdia_exp import dist
 from bdia_exp.store import records
 from bdia_exp.store.files import file_name
-from bdia_exp.store.records import Record
+from bdia_exp.store.records import Record, Types
 
 AND = "; "
 """Stands between the names of several devices."""
@@ -40,26 +40,28 @@ class Cells:
         self,
         name: str,
         identity: Mapping[str, Any],
-        keys: Collection[str],
+        keys: Types,
         compute: Callable[[], Record],
         device: str,
     ) -> Record:
         """The result of this identity: read from the disk, or else computed and written.
 
         A stored result that lacks one of the `keys` is computed again. `device` is where it is
-        computed. Raises UserError if a file of this name is damaged.
+        computed. Raises UserError if a file of this name is damaged, also if the result has a
+        value of another type.
         """
         plain = self._plainly(identity)
         found = self._stored(name, plain, keys) or self._computed(name, plain, compute, device)
         self._devices |= {*found.get("device", self._before).split(AND)} - {""}
         return found
 
-    def _stored(self, name: str, plain: Record, keys: Collection[str]) -> Record | None:
+    def _stored(self, name: str, plain: Record, keys: Types) -> Record | None:
         for file in sorted(
             (self.root / "cells").glob(f"{glob.escape(file_name(name))}-????????.json")
         ):
             found = records.load(file) or {}
             if self._plainly(found.get("identity")) == plain and {*keys} <= found.keys():
+                records.require(file, found, {**keys, "device": (str,)})
                 return found
         return None
 

@@ -64,8 +64,9 @@ def text(record: Record) -> str:
 
 Types = Mapping[str, tuple[type, ...]]
 """Entries of a JSON object → their types, where it has them."""
+NUMBER_OR_NULL = (int, float, NoneType)
 TYPES: Types = dict.fromkeys(("identity", "config", "score", "model", "features"), (dict,)) | {
-    "images_per_second": (int, float, NoneType),
+    "images_per_second": NUMBER_OR_NULL,
 }
 CONFIG_TYPES: Types = {
     "sheet": (int,),
@@ -101,6 +102,14 @@ def require_types(found: Mapping[str, Any], types: Types) -> None:
     for key, kinds in types.items():
         if key in found and not isinstance(found[key], kinds):
             raise ValueError(f"its {key} cannot be {brief(found[key])}")
+
+
+def require(path: Path, found: Mapping[str, Any], types: Types) -> None:
+    """The same of the file at `path`. Raises UserError."""
+    try:
+        require_types(found, types)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it and run again") from None
 
 
 def is_of(path: Path, command: str) -> bool:

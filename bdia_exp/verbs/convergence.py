@@ -29,7 +29,7 @@ from bdia_exp.samplers.grids import arc, karras
 from bdia_exp.samplers.schedules import edm
 from bdia_exp.samplers.starts import runge_kutta
 from bdia_exp.store.cache import Cells
-from bdia_exp.store.records import Record
+from bdia_exp.store.records import NUMBER_OR_NULL, Record, Types
 from bdia_exp.verbs import Verb
 
 FINER = 2
@@ -38,6 +38,8 @@ POINTS = 3
 """The order is the slope through this many points, those with the most steps."""
 ABOVE = 10.0
 """Only errors above this multiple of the noise floor count for the order."""
+MEASURED: Types = {"error": NUMBER_OR_NULL, "nfe": (int,)}
+"""What is measured of a sampler, for one number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ def _row(
         }
         run = partial(_run, problem, chosen.sampler, grid, exact)
         name = f"{problem.name}-{chosen.label}-{n}"
-        made.append(cells.get(name, identity, ("error", "nfe"), run, problem.device))
+        made.append(cells.get(name, identity, MEASURED, run, problem.device))
         bar.update()
     errors = [cell["error"] for cell in made]
     return {
@@ -218,7 +220,7 @@ def _runge_kutta(problem: Problem, z: Tensor, span: Record, steps: int, cells: C
 
     identity = {**problem.identity, **span, "solver": "rk4", "steps": steps}
     name = f"{problem.name}-rk4-{steps}"
-    cell = cells.get(name, identity, ("state",), solve, problem.device)
+    cell = cells.get(name, identity, {"state": (list,)}, solve, problem.device)
     return torch.tensor(cell["state"], dtype=z.dtype, device=z.device)
 
 

@@ -24,7 +24,7 @@ from bdia_exp.samplers.fitted import rms
 from bdia_exp.samplers.inversion import BDIAInversion, DDIMInversion, FixedPointInversion, Inversion
 from bdia_exp.samplers.weights import OBELM
 from bdia_exp.store.cache import Cells
-from bdia_exp.store.records import Record
+from bdia_exp.store.records import NUMBER_OR_NULL, Record
 from bdia_exp.verbs import Verb
 
 TIMES = ("target", "own")
@@ -33,7 +33,7 @@ TIMES = ("target", "own")
 WAYS = {"image": "image → noise → image", "noise": "noise → image → noise"}
 """Where a round trip begins and ends."""
 
-MEASURED = ("rms", "max", "scale", "latent", "bits", "outside")
+MEASURED = dict.fromkeys(("rms", "max", "scale", "latent", "bits", "outside"), NUMBER_OR_NULL)
 """What is measured of a round trip."""
 
 

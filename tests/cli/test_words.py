@@ -124,6 +124,7 @@ def test_each_run_of_a_sweep_has_a_folder_below_out():
 
 # -- what is no override -------------------------------------------------------------------------
 
+TABLE = "table demo 'experiment.tables=[{name:x,title:x,axis:x,rows:{a:[]},columns:{b:[]},"
 MISTAKES = {
     "sample prompt=a red bus": "quote the whole text: prompt='a red bus'",
     "sample prompt='a red' bus nfe=3": "quote the whole text: prompt='a red bus'",
@@ -145,6 +146,11 @@ MISTAKES = {
     "reproduce demo experiment.images=0": "experiment.images=0 must be 1 or more",
     "reproduce demo experiment.tables=[{name:x}]": "tables.0.title must be a text, not None",
     "table demo experiment.tables=[]": "experiment.tables must not be empty",
+    TABLE + "published:{a:3}}]'": "tables.0.published.a must be keys with values, not 3",
+    TABLE + "published:{c:{}}}]'": "tables.0.published has the key 'c'; use one of a",
+    TABLE + "published:{a:{c:3}}}]'": "tables.0.published.a has the key 'c'; use one of b",
+    TABLE + "published:{a:{b:x}}}]'": "published.a.b must be a number above 0, not 'x'",
+    TABLE + "match:{b:0}}]'": "tables.0.match.b must be a number above 0, not 0",
     "convergence problems=[[1]]": "problems: [1] is a list within the list",
     "convergence samplers='ddim x'": "samplers: 'x' is not of the form key=value",
     "convergence steps=1000000000000": "steps=1000000000000 must be at most 10000",

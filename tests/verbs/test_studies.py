@@ -326,10 +326,12 @@ def test_results_are_told_apart_by_their_identity(tmp_path):
         calls.append(1)
         return {"value": len(calls)}
 
-    assert kept.get("a γ=1", {"n": 1}, ["value"], compute, "cpu")["value"] == 1
-    assert kept.get("a γ=1", {"n": 1}, ["value"], compute, "cpu")["value"] == 1
-    assert kept.get("a γ=1", {"n": 2}, ["value"], compute, "cpu")["value"] == 2
+    assert kept.get("a γ=1", {"n": 1}, {"value": (int,)}, compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 1}, {"value": (int,)}, compute, "cpu")["value"] == 1
+    assert kept.get("a γ=1", {"n": 2}, {"value": (int,)}, compute, "cpu")["value"] == 2
     assert all(name.startswith("a_gamma=1-") for name in written(tmp_path))
+    with pytest.raises(UserError, match=r"its value cannot be 1\): remove it and run again"):
+        kept.get("a γ=1", {"n": 1}, {"value": (str,)}, compute, "cpu")
     assert rms(torch.tensor([3.0, -3.0])) == 3
 
 

@@ -159,8 +159,8 @@ STOCHASTIC = [Entry("edm_churn", CHURN, 1, two_but_the_last, two_a_step)]
 """Samplers that draw noise: they have no order, and run on EDM's levels only."""
 
 
-def _predictor(name: str, order: int, /, **options) -> Entry:
-    sampler = partial(multistep, rule=partial(predictor, **options))
+def _predictor(name: str, order: int, /, gamma: float = 0.0, **options) -> Entry:
+    sampler = partial(multistep, rule=partial(predictor, **options), gamma=gamma)
     return Entry(name, sampler, order, one_a_step, one_a_step)
 
 
@@ -175,12 +175,17 @@ LINEAR = [
     _single("gddim_bdia_half", order=1, gamma=0.5),
     *(_predictor(f"gddim_multistep_{order}", order, order=order) for order in (1, 2, 3)),
     _predictor("gddim_multistep_4", 3, order=4),  # its first steps are of lower orders
-    _predictor("gddim_multistep_l_2", 2, order=2, K="L"),
+    _predictor("gddim_bdia_multistep_2", 1, gamma=1.0, order=2),
+    *(
+        _predictor(f"gddim_multistep_l_{order}", min(order, 2), order=order, K="L")
+        for order in (1, 2, 3)
+    ),
     *(_corrected(f"gddim_pc_{order}", order, order=order) for order in (1, 2, 3)),
     *(
         _corrected(f"gddim_pc_{order}_more", order + 1, order=order, points=order + 1)
-        for order in (1, 2)
+        for order in (1, 2, 3)
     ),
+    _heun("heun"),
     Entry("em_ode", partial(em, lam=0.0), 1, one_a_step, one_a_step),
 ]
 """Samplers on the levels of a linear diffusion."""

@@ -18,7 +18,7 @@ from bdia_exp.jobs.settings import Sampling
 from bdia_exp.metrics import measured
 from bdia_exp.metrics.measured import Measured
 from bdia_exp.metrics.score import Score
-from bdia_exp.store import journals
+from bdia_exp.store import journals, records
 from bdia_exp.store.images import save_sheet
 from bdia_exp.store.journals import Journal
 from bdia_exp.store.records import Record
@@ -92,15 +92,16 @@ def make(
     assert isinstance(shards, Shards)
     shards.manifest.refresh()
 
-    def begun() -> tuple[list[Shard], int | None]:
+    def begun() -> tuple[list[Shard], int | None, list[Record]]:
         nfe = run.record.get("nfe") or journals.nfe(run.root)
+        starts = journals.starts(run.root, asked.piece)
         journals.remove(run.root, asked.piece)
         shards.remove_old_parts()
-        return shards.missing(*ends), nfe
+        return shards.missing(*ends), nfe, starts
 
-    todo, nfe = dist.by_rank_0(begun)
+    todo, nfe, starts = dist.by_rank_0(begun)
     mine = todo[dist.rank() :: dist.world()]
-    journal = Journal(run.root, asked.piece, nfe)
+    journal = Journal(run.root, asked.piece, nfe, [*starts, *([run.made] if todo else [])])
     sizes = sum(len(shard.seeds) for shard in todo)
     notes: list[dict[str, np.ndarray]] = []
     with ExitStack() as stack:
@@ -149,6 +150,8 @@ def added_up(run: RunFolder, shards: Shards, scorer: Score | None, sheet: Sequen
     shards.merge()
     numbers = journals.totals(run.root)
     numbers["nfe"] = run.record.get("nfe") or journals.nfe(run.root)
+    known = [*records.starts(run.record), *journals.starts(run.root)]
+    numbers |= records.earlier(records.made(run.record), known)
     if scorer:
         numbers["score"] = _score(run, shards, scorer)
     pictures = []

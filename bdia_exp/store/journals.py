@@ -4,6 +4,7 @@ While a run is not finished, each process has a file `shards/PART.RANK.json` of 
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
@@ -22,19 +23,26 @@ TYPES: records.Types = {
     "seconds": (int, float),
     "nfe": (int, NoneType),
     "error": (str,),
+    "starts": (list,),
 }
 
 
 class Journal:
-    """The journal of this process, to be used in a `with` block; an exception is noted in it."""
+    """The journal of this process, to be used in a `with` block; an exception is noted in it.
 
-    def __init__(self, root: Path, part: Part | None, nfe: int | None):
+    `starts` is the provenance of all starts of its part, this one last (`records.starts`).
+    """
+
+    def __init__(
+        self, root: Path, part: Part | None, nfe: int | None, starts: Sequence[Record] = ()
+    ):
         name = part.name if part else WHOLE
         self._file = root / FOLDER / f"{name}.{dist.rank()}.json"
         self._began, self.sampled, self.nfe = time.perf_counter(), 0, nfe
         self._known: Record = {
             "part": str(part) if part else None,
             "process": locks.this_process(),
+            "starts": [*starts],
         }
 
     def write(self, **more: object) -> None:
@@ -81,6 +89,12 @@ def remove(root: Path, part: Part | None = None) -> None:
     """Deletes the journals of a part, or all of them."""
     for file in (root / FOLDER).glob(f"{part.name}.*.json" if part else "*.json"):
         file.unlink(missing_ok=True)
+
+
+def starts(root: Path, part: Part | None = None) -> list[Record]:
+    """The provenance of the starts of a part, or of all parts."""
+    of_part = (one for one in read(root) if not part or one.get("part") == str(part))
+    return [start for one in of_part for start in one.get("starts", [])]
 
 
 def nfe(root: Path) -> int | None:

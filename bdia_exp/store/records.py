@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
@@ -35,6 +35,27 @@ def provenance() -> Record:
             versions[package] = "absent"
     machine = f"{platform.system()} {platform.machine()}"
     return {"commit": commit(), "versions": versions, "platform": machine}
+
+
+def made(record: Record) -> Record:
+    """The provenance in a record: commit, versions, platform and device of its last start."""
+    keys = ("commit", "versions", "platform", "device")
+    return {key: record[key] for key in keys if key in record}
+
+
+def starts(record: Record) -> list[Record]:
+    """The provenance of all starts that a record knows, the last one last; none if it is empty."""
+    before = record.get("earlier")
+    return [*(before if isinstance(before, list) else []), *([made(record)] if record else [])]
+
+
+def earlier(now: Record, others: Iterable[Record]) -> Record:
+    """The entry of a record for other starts than `now`, each once; {} if there are none."""
+    found: list[Record] = []
+    for one in others:
+        if one not in (now, *found):
+            found.append(one)
+    return {"earlier": found} if found else {}
 
 
 def commit() -> str:

@@ -16,7 +16,8 @@ class RunFolder:
 
     `before` is the earlier record, empty if there was none; it is the same on every rank.
     `identity` is what decides the results of this run; who claims the folder sets it.
-    `record` is the record of this run, set by `begin`; rank 0 writes it.
+    `record` is the record of this run, set by `begin`; rank 0 writes it. `made` is the provenance
+    of this start.
     """
 
     def __init__(self, root: Path):
@@ -26,6 +27,7 @@ class RunFolder:
         self.before: Record = dist.broadcast(self._read() if mine else {})
         self.identity: Record = {}
         self.record: Record = {}
+        self.made: Record = {}
 
     @classmethod
     def of_run(cls, root: str | Path) -> "RunFolder":
@@ -66,18 +68,11 @@ class RunFolder:
         From now on the folder is this process's; with `part`, only this part of the run is, and the
         record is the one that the first part wrote. Raises UserError if another process has it.
         """
-        now = records.provenance()
-        self.record = {**now, **self._earlier(now), "identity": self.identity, **record}
+        self.record = {**records.provenance(), "identity": self.identity, **record}
         self.record |= {"complete": False, "config": config}
+        self.made = records.made(self.record)
+        self.record |= records.earlier(self.made, records.starts(self.before))
         self.record = dist.by_rank_0(lambda: self._begin_part(part) if part else self._begin())
-
-    def _earlier(self, now: Record) -> Record:
-        """As `earlier`: commit, versions and platform of the starts before this one, if others."""
-        then = {key: self.before[key] for key in now if key in self.before}
-        starts = self.before.get("earlier")
-        found = [one for one in [*(starts if isinstance(starts, list) else []), then] if one]
-        others = [one for i, one in enumerate(found) if one != now and one not in found[:i]]
-        return {"earlier": others} if others else {}
 
     def resume(self) -> None:
         """Takes the folder of an earlier start, with its record. Raises UserError as `begin`."""

@@ -107,6 +107,23 @@ def test_parts_and_merge_make_the_same_bytes(one, tmp_path):
     assert (tmp_path / "record.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("last", ["merge", "sample"])
+def test_the_record_knows_what_made_every_part(last, tmp_path, monkeypatch):
+    """Also the first start of a part that was stopped, but no start that made nothing."""
+    commits = {"1/2": "one", "2/2": "two"}
+    for part, commit in commits.items():
+        monkeypatch.setattr("bdia_exp.store.records.commit", lambda commit=commit: commit)
+        run(tmp_path, f"part={part}")
+    next(tmp_path.glob("shards/0000000030-*.zip")).unlink()  # of part 2
+    for part, commit in (("1/2", "none"), ("2/2", "three")):
+        monkeypatch.setattr("bdia_exp.store.records.commit", lambda commit=commit: commit)
+        assert not run(tmp_path, f"part={part}")["complete"]
+    made = call("merge", [f"run={tmp_path}"]) if last == "merge" else run(tmp_path)
+    starts = [*made["earlier"], made]
+    assert {start["commit"] for start in starts} == {"one", "two", "three"}
+    assert all(start["device"] and start["versions"] for start in starts)
+
+
 def test_a_run_without_part_goes_on_after_parts(one, tmp_path):
     run(tmp_path, "part=2/4")
     assert run(tmp_path)["sampled"] == 200 - 60

@@ -158,13 +158,19 @@ def _require_comparable(one: Scored, other: Scored) -> None:
     why = {
         "features": f"are scored in different features ({a['note']}; {b['note']}): score both in "
         "the same ones",
-        "reference": f"are scored against different references ({a['reference']}; "
-        f"{b['reference']}): score both against the same one",
+        "reference": f"are scored against different references ({_reference(a)}; "
+        f"{_reference(b)}): score both against the same file",
         "images": f"have {a['images']:,} and {b['images']:,} images: FID falls as the number of "
         "images grows, so compare equal numbers",
     }
     if found := why.get(obstacle(a, b) or ""):
         raise UserError(f"{both} {found}")
+
+
+def _reference(conditions: Record) -> str:
+    """The name of a reference, and the beginning of its sha256: two files may have one name."""
+    name, sha256 = str(conditions["reference"]), str(conditions["reference_sha256"] or "")
+    return f"{name}, sha256 {sha256[:8]}…" if sha256 else name
 
 
 VERB = Verb(compare, Comparison)

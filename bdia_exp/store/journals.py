@@ -92,9 +92,9 @@ def remove(root: Path, part: Part | None = None) -> None:
 
 
 def starts(root: Path, part: Part | None = None) -> list[Record]:
-    """The provenance of the starts of a part, or of all parts."""
+    """The provenance of the starts of a part, or of all parts: each once, for all ranks."""
     of_part = (one for one in read(root) if not part or one.get("part") == str(part))
-    return [start for one in of_part for start in one.get("starts", [])]
+    return records.each_once(start for one in of_part for start in one.get("starts", []))
 
 
 def nfe(root: Path) -> int | None:

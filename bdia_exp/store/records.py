@@ -51,11 +51,17 @@ def starts(record: Record) -> list[Record]:
 
 def earlier(now: Record, others: Iterable[Record]) -> Record:
     """The entry of a record for other starts than `now`, each once; {} if there are none."""
-    found: list[Record] = []
-    for one in others:
-        if one not in (now, *found):
-            found.append(one)
+    found = [one for one in each_once(others) if one != now]
     return {"earlier": found} if found else {}
+
+
+def each_once(found: Iterable[Record]) -> list[Record]:
+    """The same without repetitions, in the same order."""
+    unique: list[Record] = []
+    for one in found:
+        if one not in unique:
+            unique.append(one)
+    return unique
 
 
 def commit() -> str:
@@ -126,7 +132,7 @@ def require_types(found: Mapping[str, Any], types: Types) -> None:
 
 
 def require(path: Path, found: Mapping[str, Any], types: Types) -> None:
-    """The same of the file at `path`. Raises UserError."""
+    """Raises UserError, naming the entry and the file, if one has another type."""
     try:
         require_types(found, types)
     except ValueError as error:

@@ -91,3 +91,14 @@ def test_a_journal_says_that_a_signal_stopped_the_part(tmp_path, error):
     with suppress(KeyboardInterrupt), Journal(tmp_path, None, None):
         raise error
     assert journals.read(tmp_path)[0]["error"] == "a signal asked it to stop"
+
+
+def test_the_starts_of_a_part_are_kept_once(tmp_path, monkeypatch):
+    """Every rank writes all of them, so repetitions would multiply with each start."""
+    for start in range(4):
+        starts = [*journals.starts(tmp_path), {"commit": str(start % 2)}]
+        for rank in range(3):
+            monkeypatch.setattr("bdia_exp.dist.rank", lambda rank=rank: rank)
+            Journal(tmp_path, None, None, starts).write()
+    assert journals.starts(tmp_path) == [{"commit": "0"}, {"commit": "1"}]
+    assert all(len(one["starts"]) <= 3 for one in journals.read(tmp_path))

@@ -149,10 +149,10 @@ def _require_keys(where: str, node: Any, needed: dict[str, type]) -> None:
 
 def _require_labels(where: str, node: Iterable[Any], labels: Iterable[Any]) -> None:
     """Raises UserError unless the keys of this node are labels of the table's rows or columns."""
-    known = [str(label) for label in labels]
+    there = [str(label) for label in labels]
     for key in node:
-        if str(key) not in known:
-            raise UserError(f"{where} has the key {str(key)!r}; use one of {', '.join(known)}")
+        if str(key) not in there:
+            raise UserError(f"{where} has the key {str(key)!r}; use one of {', '.join(there)}")
 
 
 def _require_numbers(where: str, node: Any, columns: Iterable[Any]) -> None:

@@ -25,7 +25,7 @@ COMMITTED = [  # a folder, how many of its cells are there, and the command that
     ("demo", 12, "reproduce", "experiment=demo"),
     ("cifar10_mini", 10, "reproduce", "experiment=cifar10_mini"),
     ("gddim", 65, "reproduce", "experiment=gddim", "limit=96", "batch=48"),
-    ("gddim-cifar10_mini", 53, "reproduce", "experiment=gddim-cifar10_mini"),
+    ("gddim-cifar10_mini", 59, "reproduce", "experiment=gddim-cifar10_mini"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='fashion:'", "limit=5000"),
     ("iia", 18, "reproduce", "experiment=iia", "cells='cifar10_mini:'", "limit=2200"),
     ("iia", 30, "reproduce", "experiment=iia", "cells=cifar10_mini_ddim", "limit=2200"),

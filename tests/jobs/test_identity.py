@@ -40,8 +40,8 @@ COMMITTED = [  # a folder, how many of its cells are there, and the command that
 
 @pytest.mark.parametrize("committed", COMMITTED, ids=lambda committed: committed[0])
 def test_every_committed_cell_is_found_done(committed, capfd, tmp_path, monkeypatch):
-    """Without the user's cache and `data/`: with other coefficients or another reference there,
-    the runs would be others."""
+    """Without the user's cache and `data/`: other coefficients or another reference there would
+    make other runs."""
     monkeypatch.setenv("BDIA_EXP_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     folder, count, command, *words = committed
